@@ -1,0 +1,296 @@
+// The only file that knows Python: tensors in, addresses out, exceptions back.
+//
+// A tensor is read through the DLPack C exchange API that its type publishes: a table of function
+// pointers that yields address, dtype, shape, strides, device and current stream without linking to
+// libtorch, so one binary serves every torch version.
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "dlpack.h"
+#include "kernels.h"
+
+namespace py = pybind11;
+using namespace fastcka;
+
+namespace {
+
+const DLPackExchangeAPI* exchange_of(PyTypeObject* type, const char* name) {
+  static PyTypeObject* last_type = nullptr;
+  static const DLPackExchangeAPI* last_api = nullptr;
+  if (type == last_type) return last_api;
+  py::object owner = py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(type));
+  if (!py::hasattr(owner, "__dlpack_c_exchange_api__"))
+    throw py::type_error(std::string("`") + name + "` must be a torch.Tensor, but is a " +
+                         type->tp_name);
+  py::object capsule = owner.attr("__dlpack_c_exchange_api__");
+  auto* header = static_cast<DLPackExchangeAPIHeader*>(
+      PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+  if (!header) throw py::error_already_set();
+  while (header && header->version.major > DLPACK_MAJOR_VERSION) header = header->prev_api;
+  auto* api = reinterpret_cast<const DLPackExchangeAPI*>(header);
+  if (!api || api->header.version.major != DLPACK_MAJOR_VERSION ||
+      !api->dltensor_from_py_object_no_sync)
+    throw std::runtime_error("this torch publishes no DLPack exchange table of version 1");
+  Py_INCREF(type);  // the cache must not outlive a type that another may replace at its address
+  last_type = type;
+  return last_api = api;
+}
+
+// What a kernel needs to know of a tensor. Valid while the caller holds the tensor.
+struct View {
+  const char* name;
+  char* data;
+  DLDataType dtype;
+  DLDevice device;
+  int ndim;
+  int64_t shape[2], stride[2];
+  const DLPackExchangeAPI* api;
+
+  View(py::handle tensor, const char* name_, int dims) : name(name_) {
+    api = exchange_of(Py_TYPE(tensor.ptr()), name);
+    DLTensor t;
+    if (api->dltensor_from_py_object_no_sync(tensor.ptr(), &t) != 0) {
+      PyErr_Clear();  // torch's own message is a page of C++ trace
+      throw std::runtime_error(std::string("`") + name +
+                               "` holds no plain memory (a meta, sparse or wrapped tensor?)");
+    }
+    if (t.ndim != dims)
+      throw py::value_error(std::string("`") + name + "` must have " + std::to_string(dims) +
+                            " dimensions, but has " + std::to_string(t.ndim));
+    int64_t numel = 1;
+    ndim = t.ndim;
+    for (int d = 0; d < ndim; ++d) {
+      shape[d] = t.shape[d];
+      stride[d] = t.strides ? t.strides[d] : (d == ndim - 1 ? 1 : t.shape[ndim - 1]);
+      numel *= shape[d];
+    }
+    if (!t.data && numel > 0)
+      throw std::runtime_error(std::string("`") + name + "` has no data (a fake tensor?)");
+    data = static_cast<char*>(t.data) + t.byte_offset;
+    dtype = t.dtype;
+    device = t.device;
+    // What is computed along the last dimension is read and written without a stride.
+    if (shape[ndim - 1] > 1 && stride[ndim - 1] != 1)
+      throw py::value_error(std::string("`") + name + "` must be dense along its last dimension");
+  }
+
+  int64_t rows() const { return ndim == 2 ? shape[0] : 1; }
+  int64_t columns() const { return shape[ndim - 1]; }
+  int64_t row_stride() const { return ndim == 2 ? stride[0] : 0; }
+  size_t item() const { return dtype.bits / 8; }
+  bool on_cpu() const { return device.device_type == kDLCPU; }
+
+  void needs_shape(int64_t first, int64_t second = -1) const {
+    if (shape[0] != first || (ndim == 2 && shape[1] != second))
+      throw py::value_error(
+          std::string("`") + name + "` must have shape [" + std::to_string(first) +
+          (ndim == 2 ? ", " + std::to_string(second) : "") + "], but has [" +
+          std::to_string(shape[0]) + (ndim == 2 ? ", " + std::to_string(shape[1]) : "") + "]");
+  }
+  void needs_float64() const {
+    if (dtype.code != kDLFloat || dtype.bits != 64)
+      throw py::type_error(std::string("`") + name + "` must be float64");
+  }
+  void needs_device_of(const View& other) const {
+    if (device.device_type != other.device.device_type ||
+        device.device_id != other.device.device_id)
+      throw std::runtime_error(std::string("`") + name + "` and `" + other.name +
+                               "` must be on one device");
+  }
+  const char* end() const {
+    return rows() && columns()
+               ? data + (size_t((rows() - 1) * row_stride()) + size_t(columns())) * item()
+               : data;
+  }
+  // An output whose rows overlap, or that shares memory with another argument, would be overwritten
+  // while it is read.
+  void needs_own_memory(std::initializer_list<const View*> others) const {
+    if (rows() > 1 && row_stride() < columns())
+      throw py::value_error(std::string("`") + name + "` is written to, but its rows overlap");
+    for (const View* other : others)
+      if (data < other->end() && other->data < end())
+        throw py::value_error(std::string("`") + name + "` is written to, but shares memory with `" +
+                              other->name + "`");
+  }
+};
+
+Dtype dtype_of(const View& x) {
+  if (x.dtype.lanes == 1) {
+    if (x.dtype.code == kDLBfloat && x.dtype.bits == 16) return Dtype::bf16;
+    if (x.dtype.code == kDLFloat && x.dtype.bits == 16) return Dtype::f16;
+    if (x.dtype.code == kDLFloat && x.dtype.bits == 32) return Dtype::f32;
+    if (x.dtype.code == kDLFloat && x.dtype.bits == 64) return Dtype::f64;
+  }
+  throw py::type_error(std::string("`") + x.name +
+                       "` must be float16, bfloat16, float32 or float64");
+}
+
+Operand operand_of(const std::string& name) {
+  if (name == "float16") return Operand::f16;
+  if (name == "bfloat16") return Operand::bf16;
+  if (name == "float32") return Operand::as_accumulated;
+  throw py::value_error("`operand` must be float16, bfloat16 or float32, but is " + name);
+}
+
+void needs_cpu(const View& view) {
+  if (!view.on_cpu())
+    throw std::runtime_error(std::string("`") + view.name + "` must be on the CPU");
+}
+
+void needs_threads(int threads) {
+  if (threads < 1)
+    throw py::value_error("`threads` must be at least 1, but is " + std::to_string(threads));
+}
+
+size_t gram_workspace(py::handle x_, int threads) {
+  const View x(x_, "x", 2);
+  needs_threads(threads);
+  return cpu_kernels().gram_workspace(x.rows(), x.columns(), dtype_of(x), threads);
+}
+
+void gram(py::handle x_, py::handle k_, py::handle stats_, py::handle workspace_,
+          const std::string& operand, int threads) {
+  const View x(x_, "x", 2), k(k_, "k", 2), stats(stats_, "stats", 1);
+  const View workspace(workspace_, "workspace", 1);
+  GramArgs args;
+  args.dtype = dtype_of(x);
+  args.operand = operand_of(operand);
+  needs_threads(threads);
+  if (x.columns() < 1) throw py::value_error("`x` has no features");
+  k.needs_shape(x.rows(), x.rows());
+  stats.needs_shape(3);
+  for (const View* view : {&k, &stats}) view->needs_float64();
+  for (const View* view : {&x, &k, &stats, &workspace}) needs_cpu(*view);
+  k.needs_own_memory({&x, &stats, &workspace});
+  stats.needs_own_memory({&x, &workspace});
+  workspace.needs_own_memory({&x});
+  const CpuKernels& kernels = cpu_kernels();
+  const size_t alignment = (64 - reinterpret_cast<uintptr_t>(workspace.data) % 64) % 64;
+  const size_t bytes = kernels.gram_workspace(x.rows(), x.columns(), args.dtype, threads);
+  if (size_t(workspace.columns()) * workspace.item() < bytes + alignment)
+    throw py::value_error("`workspace` must hold " + std::to_string(bytes) +
+                          " bytes from a 64-byte boundary on");
+  args.x = x.data;
+  args.n = x.rows();
+  args.p = x.columns();
+  args.row_stride = x.row_stride();
+  args.k = reinterpret_cast<double*>(k.data);
+  args.k_stride = k.row_stride();
+  args.stats = reinterpret_cast<double*>(stats.data);
+  args.workspace = workspace.data + alignment;
+  args.threads = threads;
+  py::gil_scoped_release release;
+  kernels.gram(args);
+}
+
+void finish(py::handle k_, py::handle stats_, py::handle packed_, py::handle diagonal_,
+            py::handle row_sums_, py::handle summary_, bool biased) {
+  const View k(k_, "k", 2), stats(stats_, "stats", 1), packed(packed_, "packed", 1);
+  const View diagonal(diagonal_, "diagonal", 1), row_sums(row_sums_, "row_sums", 1);
+  const View summary(summary_, "summary", 1);
+  const int64_t n = k.rows();
+  if (n < (biased ? 2 : 4))
+    throw py::value_error("`k` must have at least " + std::string(biased ? "2" : "4") +
+                          " rows, but has " + std::to_string(n));
+  k.needs_shape(n, n);
+  stats.needs_shape(3);
+  packed.needs_shape(biased ? n * (n + 1) / 2 : n * (n - 1) / 2);
+  diagonal.needs_shape(n);
+  row_sums.needs_shape(n);
+  summary.needs_shape(5);
+  for (const View* view : {&k, &stats, &packed, &diagonal, &row_sums, &summary}) {
+    view->needs_float64();
+    view->needs_device_of(k);
+  }
+  packed.needs_own_memory({&k, &stats, &diagonal, &row_sums, &summary});
+  diagonal.needs_own_memory({&k, &stats, &row_sums, &summary});
+  row_sums.needs_own_memory({&k, &stats, &summary});
+  summary.needs_own_memory({&k, &stats});
+  FinishArgs args;
+  args.k = reinterpret_cast<const double*>(k.data);
+  args.n = n;
+  args.k_stride = k.row_stride();
+  args.stats = reinterpret_cast<const double*>(stats.data);
+  args.estimator = biased ? Estimator::biased : Estimator::unbiased;
+  args.packed = reinterpret_cast<double*>(packed.data);
+  args.diagonal = reinterpret_cast<double*>(diagonal.data);
+  args.row_sums = reinterpret_cast<double*>(row_sums.data);
+  args.summary = reinterpret_cast<double*>(summary.data);
+  if (k.on_cpu()) {
+    const CpuKernels& kernels = cpu_kernels();
+    py::gil_scoped_release release;
+    return kernels.finish(args);
+  }
+#ifdef FASTCKA_WITH_CUDA
+  if (k.device.device_type == kDLCUDA) {
+    void* stream = nullptr;
+    if (k.api->current_work_stream(kDLCUDA, k.device.device_id, &stream) != 0)
+      throw py::error_already_set();
+    py::gil_scoped_release release;
+    return cuda::finish(args, k.device.device_id, stream);
+  }
+#endif
+  throw std::runtime_error("`k` is on a device that this build of fastcka has no kernels for");
+}
+
+void hsic_pairs(py::handle a_, py::handle b_, py::handle out_, int threads) {
+  const View a(a_, "a", 2), b(b_, "b", 2), out(out_, "out", 2);
+  needs_threads(threads);
+  b.needs_shape(b.rows(), a.columns());
+  out.needs_shape(a.rows(), b.rows());
+  for (const View* view : {&a, &b, &out}) {
+    view->needs_float64();
+    needs_cpu(*view);
+  }
+  out.needs_own_memory({&a, &b});
+  HsicArgs args;
+  args.a = reinterpret_cast<const double*>(a.data);
+  args.b = reinterpret_cast<const double*>(b.data);
+  args.rows_a = a.rows();
+  args.rows_b = b.rows();
+  args.length = a.columns();
+  args.a_stride = a.row_stride();
+  args.b_stride = b.row_stride();
+  args.symmetric = a.data == b.data && a.rows() == b.rows() && a.row_stride() == b.row_stride();
+  args.out = reinterpret_cast<double*>(out.data);
+  args.out_stride = out.row_stride();
+  args.threads = threads;
+  const CpuKernels& kernels = cpu_kernels();
+  py::gil_scoped_release release;
+  kernels.hsic_pairs(args);
+}
+
+py::dict build_info() {
+  py::dict info;
+  py::dict isas;
+  int count = 0;
+  const IsaState* states = cpu_isas(&count);
+  for (int i = 0; i < count; ++i) isas[states[i].kernels->isa] = states[i].supported;
+  info["version"] = FASTCKA_VERSION;
+  info["compiler"] = FASTCKA_COMPILER;
+  info["isas"] = isas;
+#ifdef FASTCKA_WITH_CUDA
+  info["cuda"] = FASTCKA_CUDA_ARCHITECTURES;
+#else
+  info["cuda"] = py::none();
+#endif
+#ifdef FASTCKA_WITH_OPENMP
+  info["openmp"] = true;
+#else
+  info["openmp"] = false;
+#endif
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+  m.doc() = "Native kernels of fastcka. Private: use fastcka.kernels.";
+  m.def("gram_workspace", &gram_workspace);
+  m.def("gram", &gram);
+  m.def("finish", &finish);
+  m.def("hsic_pairs", &hsic_pairs);
+  m.def("build_info", &build_info);
+  m.def("isa", [] { return std::string(cpu_kernels().isa); });
+}

@@ -1,0 +1,87 @@
+// Chooses among the instruction sets that were built, once, at the first call.
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#include "../kernels.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace fastcka {
+
+namespace base {
+extern const CpuKernels kernels;
+}
+#ifdef FASTCKA_HAS_AVX2
+namespace avx2 {
+extern const CpuKernels kernels;
+}
+#endif
+#ifdef FASTCKA_HAS_AVX512
+namespace avx512 {
+extern const CpuKernels kernels;
+}
+#endif
+
+namespace {
+
+#ifdef FASTCKA_HAS_AVX2
+// __builtin_cpu_supports also asks whether the operating system saves the registers, but not every
+// compiler lets it ask for F16C.
+bool has_avx2() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  const bool f16c = __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & (1u << 29));
+  return f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+#endif
+#ifdef FASTCKA_HAS_AVX512
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+const CpuKernels& choose() {
+  int count = 0;
+  const IsaState* states = cpu_isas(&count);
+  const char* wanted = std::getenv("FASTCKA_ISA");
+  std::string built;
+  for (int i = 0; i < count; ++i) {
+    if (!wanted || !*wanted) {
+      if (states[i].supported) return *states[i].kernels;
+      continue;
+    }
+    if (std::string(wanted) == states[i].kernels->isa) {
+      if (states[i].supported) return *states[i].kernels;
+      throw std::runtime_error("FASTCKA_ISA asks for " + std::string(wanted) +
+                               ", which this processor lacks; unset it to let fastcka choose");
+    }
+    built += std::string(i ? ", " : "") + states[i].kernels->isa;
+  }
+  throw std::runtime_error("FASTCKA_ISA must be one of " + built + " or unset, but is " + wanted);
+}
+
+}  // namespace
+
+const IsaState* cpu_isas(int* count) {
+  static const IsaState states[] = {
+#ifdef FASTCKA_HAS_AVX512
+      {&avx512::kernels, has_avx512()},
+#endif
+#ifdef FASTCKA_HAS_AVX2
+      {&avx2::kernels, has_avx2()},
+#endif
+      {&base::kernels, true},
+  };
+  *count = int(sizeof(states) / sizeof(states[0]));
+  return states;
+}
+
+const CpuKernels& cpu_kernels() {
+  static const CpuKernels& chosen = choose();
+  return chosen;
+}
+
+}  // namespace fastcka

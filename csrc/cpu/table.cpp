@@ -1,0 +1,19 @@
+// The kernels of one instruction set, gathered where dispatch.cpp finds them.
+#include "../kernels.h"
+
+#define FASTCKA_NAME(x) #x
+#define FASTCKA_TEXT(x) FASTCKA_NAME(x)
+
+namespace fastcka {
+namespace FASTCKA_ISA {
+
+size_t gram_workspace(int64_t n, int64_t p, Dtype dtype, int threads);
+void gram(const GramArgs& args);
+void finish(const FinishArgs& args);
+void hsic_pairs(const HsicArgs& args);
+
+extern const CpuKernels kernels;
+const CpuKernels kernels = {FASTCKA_TEXT(FASTCKA_ISA), gram_workspace, gram, finish, hsic_pairs};
+
+}  // namespace FASTCKA_ISA
+}  // namespace fastcka

@@ -1,0 +1,88 @@
+// Every host entry point of the native kernels, declared once.
+//
+// Kernels see addresses, sizes, strides and a thread count or a stream. They own no memory and no
+// threads: outputs and workspaces belong to the caller. Shapes and types are checked in
+// bindings.cpp, the only file that knows Python.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace fastcka {
+
+enum class Dtype { f16, bf16, f32, f64 };
+
+// The type of the values that are multiplied in the Gram product.
+enum class Operand { as_accumulated, f16, bf16 };
+
+enum class Estimator { unbiased, biased };
+
+// The lower triangle of (x - c)(x - c)^T, with c the mean row of x. Features may come in any order,
+// so a row only has to be dense.
+struct GramArgs {
+  const void* x;       // [n, p], `dtype`, unit stride within a row
+  int64_t n, p;
+  int64_t row_stride;  // in elements
+  Dtype dtype;
+  Operand operand;     // as_accumulated: float32, or float64 where x is float64
+  double* k;           // [n, n], only j <= i is written
+  int64_t k_stride;
+  double* stats;       // [3]: |c|^2, sum |x_i|^2, sum |x_i - c|^2
+  void* workspace;     // gram_workspace(n, p, dtype, threads) bytes, 64-byte aligned
+  int threads;
+};
+
+// Centres a Gram matrix and packs its triangle so that one inner product of two packed rows is the
+// sum over all entries of the two centred matrices.
+struct FinishArgs {
+  const double* k;      // [n, n], only j <= i is read
+  int64_t n, k_stride;
+  const double* stats;  // [3], of gram
+  Estimator estimator;
+  double* packed;       // [n(n-1)/2] unbiased, [n(n+1)/2] biased
+  double* diagonal;     // [n], of k
+  double* row_sums;     // [n], of k without its diagonal
+  double* summary;      // [5]: |centred|^2, |k without diagonal|^2, sum |x_i - c|^2, sum |x_i|^2,
+                        //      |raw k| / rms(centred)
+};
+
+// out[i, j] = <a_i, b_j>. A pair's value does not depend on the other rows or on the thread count.
+struct HsicArgs {
+  const double* a;  // [rows_a, length]
+  const double* b;  // [rows_b, length]
+  int64_t rows_a, rows_b, length, a_stride, b_stride;
+  bool symmetric;   // a and b are the same rows: half the work
+  double* out;      // [rows_a, rows_b]
+  int64_t out_stride;
+  int threads;
+};
+
+// The kernels of one instruction set.
+struct CpuKernels {
+  const char* isa;
+  size_t (*gram_workspace)(int64_t n, int64_t p, Dtype dtype, int threads);
+  void (*gram)(const GramArgs&);
+  void (*finish)(const FinishArgs&);
+  void (*hsic_pairs)(const HsicArgs&);
+};
+
+// The fastest kernels that this processor can run, or those that FASTCKA_ISA names.
+// Throws std::runtime_error where the name is unknown or the processor lacks the instructions.
+const CpuKernels& cpu_kernels();
+
+// The instruction sets that were built, fastest first, with whether this processor has each.
+struct IsaState {
+  const CpuKernels* kernels;
+  bool supported;
+};
+const IsaState* cpu_isas(int* count);
+
+#ifdef FASTCKA_WITH_CUDA
+namespace cuda {
+// As the CPU version, with device addresses, on `stream` of `device`; does not synchronise.
+// Throws std::runtime_error with CUDA's own message.
+void finish(const FinishArgs& args, int device, void* stream);
+}  // namespace cuda
+#endif
+
+}  // namespace fastcka
