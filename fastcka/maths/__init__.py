@@ -1,0 +1,10 @@
+"""The definitions: what fastcka computes, in float64 NumPy, slow and obvious.
+
+Tests and documentation read this room; nothing that runs in production imports it. The derivations
+stand in ``README.md`` beside the code.
+
+- ``gram``: examples to a Gram matrix (linear, RBF)
+- ``finish``: centring a Gram matrix, packing it into a vector, recovering it from the vector
+- ``hsic``: two Gram matrices to one HSIC, by several routes that must agree
+- ``cka``: HSICs to CKA, for two arrays, for batches and for a known population
+"""
