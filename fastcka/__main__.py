@@ -1,0 +1,5 @@
+import sys
+
+from fastcka.cli import main
+
+sys.exit(main())

@@ -1,0 +1,51 @@
+"""What a user hands over as one batch, put in the order of the layers."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from fastcka.gram_stack import check_examples
+
+
+def layer_names(model: str, names: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(names, str):
+        raise TypeError(f"the layers of model {model!r} must be a list of names, not one string")
+    names = tuple(names)
+    if not names:
+        raise ValueError(f"model {model!r} has no layers")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"model {model!r} names {twice[0]!r} twice; every layer needs its own name"
+        )
+    return names
+
+
+def in_order(model: str, names: tuple[str, ...], given) -> list[torch.Tensor]:
+    if isinstance(given, Mapping):
+        missing, unknown = set(names) - set(given), set(given) - set(names)
+        if missing or unknown:
+            raise ValueError(
+                f"the layers of model {model!r} do not match: missing {sorted(missing)}, "
+                f"unknown {sorted(unknown)}"
+            )
+        given = [given[name] for name in names]
+    if isinstance(given, torch.Tensor):
+        raise TypeError(
+            f"give the activations of model {model!r} as a list with one tensor a layer, "
+            "not as one tensor"
+        )
+    given = list(given)
+    if len(given) != len(names):
+        raise ValueError(f"model {model!r} has {len(names)} layers, but {len(given)} were given")
+    return given
+
+
+def examples(given: Mapping[str, Sequence[torch.Tensor]], layers: Mapping[str, tuple]) -> int:
+    """The number of examples that all layers of all models share."""
+    first = next(iter(given.values()))[0]
+    n = first.shape[0] if isinstance(first, torch.Tensor) and first.ndim else 0
+    for model, tensors in given.items():
+        for name, x in zip(layers[model], tensors, strict=True):
+            check_examples(name, x, n)
+    return n

@@ -1,0 +1,29 @@
+"""When a layer's centred Gram matrix holds nothing but rounding, or has lost digits."""
+
+import torch
+
+# A layer is constant where what is left after centring is no more than the rounding of
+#   (1) the products: |U| <= PRODUCTS · eps · |K without its diagonal|. Products of one sign, added
+#       up in float32 in blocks of 256 to 16,384, err by up to some ten eps.
+#   (2) the values: sqrt(Σ|x_i − c|²) <= VALUES · eps · sqrt(Σ|x_i|²). A value computed twice, in
+#       different orders, differs by some eps.
+# eps is that of the accumulator: 2^-23, and 2^-52 for float64 activations. Sums run over batches.
+PRODUCTS = 32.0
+VALUES = 4.0
+# |K without its diagonal| / |U| beyond which rounding in float32 may show in CKA's fourth digit.
+WARN_ABOVE = 1e4
+
+# Columns of the sums that decide, the first four of the summary of kernels.finish.
+CENTRED, HOLLOW, SPREAD, RAW = range(4)
+
+
+def is_constant(sums: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+    """Which layers do not vary: sums [L, 4] over all batches, eps [L] -> [L] bool."""
+    products = sums[:, CENTRED] <= (PRODUCTS * eps) ** 2 * sums[:, HOLLOW]
+    values = sums[:, SPREAD] <= (VALUES * eps) ** 2 * sums[:, RAW]
+    return products | values
+
+
+def cancellation(sums: torch.Tensor) -> torch.Tensor:
+    """|K without its diagonal| / |U| of each layer: how many digits centring has cost."""
+    return torch.sqrt(sums[:, HOLLOW] / sums[:, CENTRED])

@@ -1,0 +1,93 @@
+"""The Gram matrices of one batch: a row a layer, centred and packed as they are put in."""
+
+from collections.abc import Sequence
+
+import torch
+
+from fastcka.kernels import Finished, finish, gram, packed_length, rbf
+
+
+class GramStack:
+    """What is left of a batch when its activations are gone: [L, m] packed Gram matrices.
+
+    A layer is reduced the moment it is put in: memory does not grow with the width of the layers.
+
+    Args:
+        layers: their names; a row each.
+        n: examples of the batch.
+        estimator, gram, bandwidth, operand, backend: as in `MinibatchCKA`.
+        device: where the activations are.
+
+    >>> stack = GramStack(["a"], 4)
+    >>> stack.put(0, torch.eye(4))
+    >>> stack.packed.shape
+    torch.Size([1, 6])
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[str],
+        n: int,
+        *,
+        estimator: str = "unbiased",
+        gram: str = "linear",
+        bandwidth: float | None = None,
+        operand: torch.dtype | None = None,
+        backend: str | None = None,
+        device: torch.device | str = "cpu",
+    ):
+        self.layers = tuple(layers)
+        self.n = n
+        self.estimator, self.gram, self.bandwidth = estimator, gram, bandwidth
+        self.operand, self.backend = operand, backend
+        count = len(self.layers)
+        sizes = {
+            "packed": packed_length(n, estimator),
+            "diagonal": n,  # with the row sums: enough to recover the Gram matrix itself
+            "row_sums": n,
+            "summary": 5,  # of kernels.finish
+        }
+        for name, size in sizes.items():
+            setattr(self, name, torch.empty(count, size, dtype=torch.float64, device=device))
+        self.eps = torch.zeros(count, dtype=torch.float64, device="cpu")
+        self._missing = set(range(count))
+
+    def put(self, row: int, x: torch.Tensor) -> None:
+        """Reduce the activations [n, ...] of layer `row` to its packed Gram matrix."""
+        name = self.layers[row]
+        check_examples(name, x, self.n)
+        try:
+            batch = gram(x, operand=self.operand, backend=self.backend)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise type(error)(f"layer {name!r}: {error}") from error
+        if batch.k.device != self.packed.device:
+            raise RuntimeError(
+                f"layer {name!r} is on {x.device}, but the batch began on {self.packed.device}"
+            )
+        if self.gram == "rbf":
+            batch = rbf(batch, 1.0 if self.bandwidth is None else self.bandwidth)
+        into = Finished(self.packed[row], self.diagonal[row], self.row_sums[row], self.summary[row])
+        finish(batch, estimator=self.estimator, into=into, backend=self.backend)
+        # 16-bit activations are constant by the same measure as float32: the values as received
+        # are exact, and what float32 accumulation resolves is what counts.
+        self.eps[row] = torch.finfo(
+            torch.float64 if x.dtype == torch.float64 else torch.float32
+        ).eps
+        self._missing.discard(row)
+
+    def check_complete(self) -> None:
+        if self._missing:
+            names = ", ".join(repr(self.layers[row]) for row in sorted(self._missing))
+            raise ValueError(f"no activations were given for {names}")
+
+
+def check_examples(layer: str, x: torch.Tensor, n: int) -> None:
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"layer {layer!r} must be a torch.Tensor, but is {type(x).__name__}")
+    if x.ndim == 0:
+        raise ValueError(f"layer {layer!r} must have one row an example, but is a single number")
+    if x.shape[0] != n:
+        raise ValueError(
+            f"layer {layer!r} has {x.shape[0]} examples, but the batch has {n}; "
+            "all layers of a batch must hold the same examples"
+        )

@@ -1,0 +1,101 @@
+"""What minibatch CKA adds up: HSICs a block, and per layer what decides whether it has a value."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from fastcka import conditioning
+from fastcka.gram_stack import GramStack
+
+NEVER = torch.iinfo(torch.int64).max
+
+
+class Block:
+    """Weighted HSICs of the batches that share a block."""
+
+    def __init__(self, weight: float):
+        self.weight = weight
+        self.pairs: dict[tuple[str, str], torch.Tensor] = {}  # [L, M]
+        self.own: dict[str, torch.Tensor] = {}  # [L]
+
+    def add(self, other: "Block") -> None:
+        self.weight += other.weight
+        for pair, value in other.pairs.items():
+            self.pairs[pair] = self.pairs[pair] + value.to(self.pairs[pair].device)
+        for model, value in other.own.items():
+            self.own[model] = self.own[model] + value.to(self.own[model].device)
+
+
+class LayerTotals:
+    """What decides whether the layers of one model have a value, over all batches."""
+
+    def __init__(self, layers: int):
+        zeros = torch.zeros(layers, dtype=torch.float64, device="cpu")
+        self.sums = zeros.new_zeros(layers, 4)
+        self.conditioning = zeros  # |raw K| / rms(U), the largest of any batch
+        self.eps = zeros
+        self.first_bad = torch.full_like(zeros, NEVER, dtype=torch.int64)
+
+    def add(self, stack: GramStack, number: int) -> None:
+        summary = stack.summary
+        if self.sums.device != summary.device:
+            self.load({name: value.to(summary.device) for name, value in self.tensors().items()})
+        self.sums = self.sums + summary[:, :4]
+        self.conditioning = torch.maximum(self.conditioning, summary[:, 4])
+        self.eps = torch.maximum(self.eps, stack.eps.to(summary.device))
+        bad = ~torch.isfinite(summary[:, :4]).all(1)
+        self.first_bad = torch.where(bad, self.first_bad.clamp(max=number), self.first_bad)
+
+    def merge(self, other: "LayerTotals", shift: int) -> None:
+        theirs = {name: value.to(self.sums.device) for name, value in other.tensors().items()}
+        self.sums = self.sums + theirs["sums"]
+        self.conditioning = torch.maximum(self.conditioning, theirs["conditioning"])
+        self.eps = torch.maximum(self.eps, theirs["eps"])
+        bad = torch.where(
+            theirs["first_bad"] == NEVER, theirs["first_bad"], theirs["first_bad"] + shift
+        )
+        self.first_bad = torch.minimum(self.first_bad, bad)
+
+    def constant(self) -> torch.Tensor:
+        return conditioning.is_constant(self.sums, self.eps)
+
+    def without_value(self) -> np.ndarray:
+        return (self.constant() | (self.first_bad != NEVER)).cpu().numpy()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {
+            "sums": self.sums,
+            "conditioning": self.conditioning,
+            "eps": self.eps,
+            "first_bad": self.first_bad,
+        }
+
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        for name, value in tensors.items():
+            setattr(self, name, value.clone())
+
+    def messages(self, names: Sequence[str], whose: str) -> list[str]:
+        """One sentence for every layer that has no value, or an uncertain one."""
+        told = []
+        lost = conditioning.cancellation(self.sums) > conditioning.WARN_ABOVE
+        lost &= self.eps > torch.finfo(torch.float64).eps
+        constant = self.constant()
+        for row, name in enumerate(names):
+            layer = f"layer {name!r}{whose}"
+            if self.first_bad[row] != NEVER:
+                told.append(
+                    f"{layer} holds inf or NaN, first in batch {int(self.first_bad[row])}; "
+                    "its CKA is NaN"
+                )
+            elif constant[row]:
+                told.append(
+                    f"{layer} is constant: its activations do not vary beyond rounding; "
+                    "its CKA is NaN"
+                )
+            elif lost[row]:
+                told.append(
+                    f"{layer} is dominated by few examples, and its Gram matrix has lost digits; "
+                    "its CKA may be off in the fourth digit: give it in float64"
+                )
+        return told

@@ -1,0 +1,15 @@
+"""HOW it is fast: a few operations on activations and Gram matrices, each in several versions.
+
+    gram        activations [n, ...] -> the Gram matrix of their centred rows
+    finish      a Gram matrix -> its centred, packed triangle
+    hsic_pairs  packed triangles of all layers -> their inner products: HSICs but for a factor
+    rbf         a linear Gram matrix -> the Gaussian one
+
+`dispatch` alone decides which version runs. Kernels know nothing of models or layers.
+"""
+
+from fastcka.kernels.dispatch import using
+from fastcka.kernels.operations import Finished, Gram, finish, gram, hsic_pairs, packed_length
+from fastcka.kernels.rbf import rbf
+
+__all__ = ["Finished", "Gram", "finish", "gram", "hsic_pairs", "packed_length", "rbf", "using"]

@@ -1,0 +1,125 @@
+"""The one place that decides which version of an operation runs, and that can say why.
+
+In order: the argument `backend`, the context manager `using`, the environment variable
+FASTCKA_BACKEND, the first of `ORDER` that can run. A backend asked for by name that cannot run is
+an error with the reason, never a silent fallback.
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+
+from fastcka.kernels import native, torch_finish, torch_gram, torch_hsic
+
+OPERATIONS: dict[str, dict[str, Callable]] = {
+    "gram": {"native": native.gram, "torch": torch_gram.gram},
+    "finish": {"native": native.finish, "torch": torch_finish.finish},
+    "hsic_pairs": {"native": native.hsic_pairs, "torch": torch_hsic.hsic_pairs},
+}
+BACKENDS = ("native", "torch")
+# The CUDA version of finish has not been timed on a GPU yet: torch first there.
+ORDER = {"cpu": ("native", "torch"), "cuda": ("torch", "native")}
+NATIVE_ON_CUDA = ("finish",)
+
+_named: ContextVar[str | None] = ContextVar("fastcka_backend", default=None)
+_told = False
+
+
+@contextmanager
+def using(backend: str) -> Iterator[None]:
+    """Run every operation within the block on one backend.
+
+    >>> with using("torch"):
+    ...     pass
+    """
+    _check_name(backend, "`backend`")
+    token = _named.set(backend)
+    try:
+        yield
+    finally:
+        _named.reset(token)
+
+
+def choose(operation: str, device: torch.device, backend: str | None = None) -> Callable:
+    """The version of `operation` to run on `device`."""
+    name, _ = _asked_for(backend)
+    if name is None:
+        name = chosen(operation, device)
+        if native.module is None:
+            _tell_once()
+    else:
+        reason = obstacle(operation, name, device)
+        if reason:
+            raise RuntimeError(f"backend {name!r} cannot run {operation} on {device}: {reason}")
+    return OPERATIONS[operation][name]
+
+
+def explain(operation: str, device: torch.device) -> list[tuple[str, bool, str]]:
+    """For each backend, whether it runs `operation` on `device`, and why or why not."""
+    name, by = _asked_for(None)
+    runs = name or chosen(operation, device)
+    rows = []
+    for backend in BACKENDS:
+        reason = obstacle(operation, backend, device)
+        if backend == runs:
+            named = f"named by {by}" if name else "the first here that can run"
+            rows.append((backend, reason is None, f"{named}, but {reason}" if reason else named))
+        else:
+            rows.append((backend, False, reason or f"{runs} comes first"))
+    return rows
+
+
+def chosen(operation: str, device: torch.device) -> str:
+    """The backend that runs where none is named."""
+    order = ORDER.get(device.type, ("torch",))
+    return next(name for name in order if obstacle(operation, name, device) is None)
+
+
+def obstacle(operation: str, backend: str, device: torch.device) -> str | None:
+    """Why a backend cannot run an operation on a device; None where it can."""
+    if backend == "torch":
+        return None
+    if native.module is None:
+        return f"the native kernels are not installed ({native.missing})"
+    if device.type == "cuda":
+        if operation not in NATIVE_ON_CUDA:
+            return "there is no CUDA version"
+        if native.module.build_info()["cuda"] is None:
+            return "this installation was built without CUDA"
+    elif device.type != "cpu":
+        return f"there are no native kernels for {device.type}"
+    return None
+
+
+def _asked_for(backend: str | None) -> tuple[str | None, str]:
+    for name, by in (
+        (backend, "the argument `backend`"),
+        (_named.get(), "fastcka.kernels.using"),
+        (os.environ.get("FASTCKA_BACKEND"), "FASTCKA_BACKEND"),
+    ):
+        if name:
+            _check_name(name, by)
+            return name, by
+    return None, ""
+
+
+def _check_name(name: str, what: str) -> None:
+    if name not in BACKENDS:
+        raise ValueError(f"{what} must be one of {', '.join(BACKENDS)}, but is {name!r}")
+
+
+def _tell_once() -> None:
+    global _told
+    if not _told:
+        _told = True
+        warnings.warn(
+            "fastcka runs on torch alone, which is slower: its native kernels are not installed "
+            f"({native.missing}). Install a C++17 compiler and install fastcka again; "
+            "FASTCKA_BACKEND=torch hides this warning.",
+            RuntimeWarning,
+            stacklevel=4,
+        )

@@ -1,0 +1,192 @@
+"""The operations as the rest of the package calls them: checks, allocates, dispatches."""
+
+from typing import NamedTuple
+
+import torch
+
+from fastcka.kernels import dispatch
+from fastcka.kernels.layout import as_rows
+from fastcka.options import ESTIMATORS, check_choice
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+OPERANDS = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+
+
+class Gram(NamedTuple):
+    """The Gram matrix of a batch, and what centring took away."""
+
+    k: torch.Tensor  # [n, n] float64, the lower triangle
+    stats: torch.Tensor  # [3] float64: |c|², Σ|x_i|², Σ|x_i − c|²
+
+
+class Finished(NamedTuple):
+    """A centred, packed Gram matrix, and what it takes to recover the Gram matrix from it."""
+
+    packed: torch.Tensor  # [packed_length(n, estimator)] float64
+    diagonal: torch.Tensor  # [n] of k
+    row_sums: torch.Tensor  # [n] of k without its diagonal
+    summary: torch.Tensor  # [5]: |centred|², |k without diagonal|², Σ|x_i − c|², Σ|x_i|²,
+    #                             conditioning = |raw k| / rms(centred)
+
+
+def gram(
+    x: torch.Tensor, *, operand: torch.dtype | None = None, backend: str | None = None
+) -> Gram:
+    """Multiply the centred rows of a batch of activations with each other.
+
+    k = (x − c)(x − c)ᵀ with c the mean row. Centred HSIC does not see c, but its digits do: c is
+    subtracted before any product of reduced precision.
+
+    Args:
+        x: [n, ...], float16, bfloat16, float32 or float64; read in place where rows are dense.
+        operand: type of the values that are multiplied, float32, float16 or bfloat16; None is
+            float32 on a CPU, and on a GPU the type of 16-bit activations. float64 activations are
+            multiplied in float64.
+        backend: "native" or "torch"; None picks, see `fastcka info`.
+
+    Returns:
+        `Gram` on the device of x; only the lower triangle of k is defined.
+
+    Raises:
+        TypeError: x is no floating tensor of those types.
+        ValueError: x has fewer than two dimensions, or no rows or features.
+        RuntimeError: the backend asked for cannot run here.
+
+    Precision: products of 16- and 32-bit values are added up in float32 over 16,384 features at
+    most, then in float64.
+    Cost: n²p flop on the triangle, n·p values read once, 8n² bytes written.
+
+    >>> k, stats = gram(torch.tensor([[1.0, 0.0], [3.0, 0.0]]))
+    >>> k.tril()
+    tensor([[ 1.,  0.],
+            [-1.,  1.]], dtype=torch.float64)
+    """
+    check_activations(x, "x")
+    rows = as_rows(x)
+    operand = resolve_operand(operand, rows)
+    k = torch.empty(rows.shape[0], rows.shape[0], dtype=torch.float64, device=rows.device)
+    stats = torch.empty(3, dtype=torch.float64, device=rows.device)
+    dispatch.choose("gram", rows.device, backend)(rows, operand, k, stats)
+    return Gram(k, stats)
+
+
+def finish(
+    batch: Gram,
+    *,
+    estimator: str = "unbiased",
+    into: Finished | None = None,
+    backend: str | None = None,
+) -> Finished:
+    """Centre a Gram matrix and pack its triangle, so that one inner product is ⟨U(K), U(L)⟩.
+
+    unbiased: the off-diagonal entries k_ij − (r_i + r_j)/(n−2) + s/((n−1)(n−2)), r and s the row
+    sums and the total without the diagonal, times √2 [Székely & Rizzo 2014].
+    biased: H k H, its off-diagonal entries times √2 [Gretton et al. 2005].
+
+    Args:
+        batch: of `gram` or `rbf`; only the lower triangle is read.
+        estimator: "unbiased" (n >= 4) or "biased" (n >= 2).
+        into: tensors to write to, for example rows of larger ones; None allocates.
+        backend: as in `gram`.
+
+    Returns:
+        `Finished`. Where an entry is inf or NaN, so are the norms in the summary.
+
+    Raises:
+        ValueError: the estimator is unknown, or n too small for it.
+
+    Precision: float64. Cost: about 3n²/2 values read or written.
+
+    >>> x = torch.tensor([[0.0], [1.0], [2.0], [4.0]])
+    >>> finish(gram(x)).packed.shape
+    torch.Size([6])
+    """
+    n = batch.k.shape[0]
+    length = packed_length(n, estimator)
+    if into is None:
+        into = Finished(*(batch.k.new_empty(size) for size in (length, n, n, 5)))
+    dispatch.choose("finish", batch.k.device, backend)(*batch, *into, estimator)
+    return into
+
+
+def hsic_pairs(
+    a: torch.Tensor, b: torch.Tensor | None = None, *, backend: str | None = None
+) -> torch.Tensor:
+    """Take the inner products of all layers of one stack with all layers of another.
+
+    out_ij = ⟨a_i, b_j⟩; of packed triangles, n(n−3)·HSIC_1 (unbiased) or (n−1)²·HSIC (biased).
+
+    Args:
+        a: [L, m] float64. b: [M, m] float64; None compares a with itself, for half the work.
+        backend: as in `gram`.
+
+    Returns:
+        [L, M] float64.
+
+    Cost: 2·L·M·m flop.
+
+    >>> hsic_pairs(torch.eye(2, dtype=torch.float64))
+    tensor([[1., 0.],
+            [0., 1.]], dtype=torch.float64)
+    """
+    b = a if b is None else b
+    if b.device != a.device:
+        raise RuntimeError(f"`a` is on {a.device} and `b` on {b.device}; move one to the other")
+    out = a.new_empty(a.shape[0], b.shape[0])
+    dispatch.choose("hsic_pairs", a.device, backend)(a, b, out)
+    return out
+
+
+def packed_length(n: int, estimator: str) -> int:
+    """Entries of a packed row: n(n−1)/2 unbiased, n(n+1)/2 biased."""
+    check_choice("estimator", estimator, ESTIMATORS)
+    smallest = 4 if estimator == "unbiased" else 2
+    if n < smallest:
+        raise ValueError(
+            f"{estimator} HSIC needs at least {smallest} examples, but the batch has {n}"
+        )
+    return n * (n - 1) // 2 if estimator == "unbiased" else n * (n + 1) // 2
+
+
+def check_activations(x: torch.Tensor, name: str) -> None:
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"`{name}` must be a torch.Tensor, but is {type(x).__name__}")
+    if x.dtype not in DTYPES:
+        raise TypeError(
+            f"`{name}` must be float16, bfloat16, float32 or float64, but is {x.dtype}; "
+            f"convert it, for example with `{name}.float()`"
+        )
+    if x.layout != torch.strided:
+        raise TypeError(f"`{name}` must be a dense tensor, but is {x.layout}; use .to_dense()")
+    if x.ndim < 2:
+        raise ValueError(
+            f"`{name}` must have one row an example, [n, ...], but has shape {list(x.shape)}"
+        )
+    if x.numel() == 0:
+        raise ValueError(f"`{name}` is empty: its shape is {list(x.shape)}")
+
+
+def resolve_operand(operand: torch.dtype | None, x: torch.Tensor) -> torch.dtype:
+    if operand is None:
+        return x.dtype if x.is_cuda or x.dtype == torch.float64 else torch.float32
+    if x.dtype == torch.float64:
+        if operand != torch.float32:
+            raise TypeError(
+                f"float64 activations are multiplied in float64, not in {operand}; "
+                "convert them to float32 first"
+            )
+        return torch.float64
+    return operand
+
+
+def operand_dtype(operand: str | torch.dtype | None) -> torch.dtype | None:
+    """The dtype that an `operand` argument names: "fp32", "fp16", "bf16", a dtype, or None."""
+    if operand is None or operand in OPERANDS.values():
+        return operand
+    if operand in OPERANDS:
+        return OPERANDS[operand]
+    raise ValueError(f"`operand` must be 'fp32', 'fp16' or 'bf16', but is {operand!r}")

@@ -1,0 +1,21 @@
+"""The choices that measures share, checked in one place."""
+
+from collections.abc import Sequence
+
+ESTIMATORS = ("unbiased", "biased")
+GRAMS = ("linear", "rbf")
+
+
+def check_options(estimator: str, gram: str, bandwidth: float | None) -> None:
+    check_choice("estimator", estimator, ESTIMATORS)
+    check_choice("gram", gram, GRAMS)
+    if bandwidth is not None and gram != "rbf":
+        raise ValueError("`bandwidth` belongs to gram='rbf'")
+    if bandwidth is not None and not 0 < bandwidth < float("inf"):
+        raise ValueError(f"`bandwidth` must be a positive number, but is {bandwidth}")
+
+
+def check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        choices = ", ".join(repr(choice) for choice in known)
+        raise ValueError(f"`{name}` must be one of {choices}, but is {value!r}")

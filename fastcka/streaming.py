@@ -1,0 +1,406 @@
+"""Minibatch CKA: HSICs added up batch by batch, one ratio at the end."""
+
+import copy
+import itertools
+import operator
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+
+import numpy as np
+import torch
+
+from fastcka import conditioning
+from fastcka.batch import examples, in_order, layer_names
+from fastcka.gram_stack import GramStack
+from fastcka.hsic_sums import Block, LayerTotals
+from fastcka.jackknife import Sums, add, ratio, standard_error
+from fastcka.kernels import hsic_pairs
+from fastcka.kernels.operations import operand_dtype
+from fastcka.options import check_choice, check_options
+from fastcka.result import CKAResult, CKAResults
+from fastcka.warning import CKAWarning
+
+# Sums over batches are kept apart in this many blocks, batch i in block i mod BLOCKS: enough for
+# error bars, and small at any number of batches.
+BLOCKS = 256
+# Unbiased HSIC divides by n − 3, and the biased one is kept to the same batches.
+SMALLEST_BATCH = 4
+WEIGHTINGS = ("pairs", "equal")
+SCHEMA = 1
+
+
+class MinibatchCKA:
+    """CKA between layers, from one batch after the other.
+
+    CKA = Σ_b w_b h_ab / √(Σ_b w_b h_aa · Σ_b w_b h_bb), h the HSIC of batch b and w_b its weight
+    [Nguyen et al. 2021]. HSIC_1 is unbiased, so the sums do not depend on the size of the batches
+    as biased ones do. Standard errors come from the delete-one-block jackknife of the ratio.
+
+    Args:
+        layers_a: names of the layers of one model; or, for several models, a mapping from model to
+            layer names.
+        layers_b: names of the layers of a second model; None compares the first with itself.
+
+    Other args:
+        weighting: "pairs" weighs a batch by the normaliser of its HSIC, n(n−3) unbiased and (n−1)²
+            biased; "equal" weighs all batches alike.
+        estimator: "unbiased" (HSIC_1 [Song et al. 2012]) or "biased" [Gretton et al. 2005], whose
+            value depends on the batch size.
+        gram: "linear" or "rbf". bandwidth: of the RBF, a multiple of the median distance within a
+            batch; None is 1.
+        operand: "fp32", "fp16" or "bf16", the type of the values multiplied; None is fp32 on a CPU
+            and the activations' own 16-bit type on a GPU.
+        backend: "native" or "torch"; None picks, see `fastcka info`.
+
+    Raises:
+        ValueError: an option is unknown, or a model has no layers or two of one name.
+
+    Precision: as `fastcka.kernels.gram`, centred matrices and sums in float64; tested to 1e-5 in
+    CKA of the float64 definition on the values as received.
+    Cost of a batch: n² Σp flop for the Gram matrices, L·M·n² for the pairs; 4 n² L bytes. The sums
+    take 8·L·M bytes a block, at most 256 blocks.
+
+    >>> cka = MinibatchCKA(["conv1", "conv2"])
+    >>> for _ in range(3):
+    ...     x = torch.randn(32, 8)
+    ...     _ = cka.update([x, x.relu()])
+    >>> cka.compute().cka.shape
+    (2, 2)
+    """
+
+    def __init__(
+        self,
+        layers_a: Sequence[str] | Mapping[str, Sequence[str]],
+        layers_b: Sequence[str] | None = None,
+        *,
+        weighting: str = "pairs",
+        estimator: str = "unbiased",
+        gram: str = "linear",
+        bandwidth: float | None = None,
+        operand: str | torch.dtype | None = None,
+        backend: str | None = None,
+    ):
+        check_options(estimator, gram, bandwidth)
+        check_choice("weighting", weighting, WEIGHTINGS)
+        self.weighting, self.estimator = weighting, estimator
+        self.gram, self.bandwidth = gram, bandwidth
+        self.operand = operand_dtype(operand)
+        self.backend = backend
+        self._many = isinstance(layers_a, Mapping)
+        if self._many:
+            if layers_b is not None:
+                raise ValueError("`layers_b` must be None where `layers_a` names several models")
+            models = dict(layers_a)
+        else:
+            models = {"a": layers_a} if layers_b is None else {"a": layers_a, "b": layers_b}
+        self.layers = {model: layer_names(model, names) for model, names in models.items()}
+        if self._many:
+            self._pairs = list(itertools.combinations_with_replacement(self.layers, 2))
+        else:
+            self._pairs = [("a", "a" if layers_b is None else "b")]
+        self._blocks: dict[int, Block] = {}
+        self._totals = {model: LayerTotals(len(names)) for model, names in self.layers.items()}
+        self._numbered: str | None = None  # "arrival" or "index": how batches got their number
+        self.n_batches = self.n_examples = 0
+        self.skipped_batches = self.skipped_examples = 0
+
+    def update(self, xs, ys=None, *, index: int | None = None) -> "MinibatchCKA":
+        """Add one batch.
+
+        Args:
+            xs: activations [n, ...] of every layer, a sequence in the order of `layers_a` or a
+                mapping by layer name; for several models, a mapping from model to such.
+            ys: the same for `layers_b`, of the same examples in the same order.
+            index: number of the batch in the whole data, where several processes share it or passes
+                repeat it: batches of one number count as one block of the error bars. None numbers
+                batches as they arrive.
+
+        Batches of fewer than 4 examples are left out and counted.
+
+        Raises:
+            ValueError: layers are missing, unknown or of different numbers of examples.
+            TypeError: activations are no floating tensors.
+        """
+        given = self._by_model(xs, ys)
+        n = examples(given, self.layers)
+        if n < SMALLEST_BATCH:
+            return self.skip(n)
+        stacks = {}
+        for model, tensors in given.items():
+            stacks[model] = self.stack(model, n, tensors[0].device)
+            for row, x in enumerate(tensors):
+                stacks[model].put(row, x)
+        return self.add(stacks, index=index)
+
+    def stack(self, model: str, n: int, device: torch.device | str = "cpu") -> GramStack:
+        """An empty stack for the layers of one model, to be filled while the model runs."""
+        return GramStack(
+            self.layers[model],
+            n,
+            estimator=self.estimator,
+            gram=self.gram,
+            bandwidth=self.bandwidth,
+            operand=self.operand,
+            backend=self.backend,
+            device=device,
+        )
+
+    def skip(self, n: int) -> "MinibatchCKA":
+        """Count a batch that is too small for HSIC."""
+        self.skipped_batches += 1
+        self.skipped_examples += n
+        return self
+
+    def add(self, stacks: Mapping[str, GramStack], *, index: int | None = None) -> "MinibatchCKA":
+        """Add the filled stacks of one batch, one of each model; `index` as in `update`."""
+        sizes = {model: stack.n for model, stack in stacks.items()}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"the models were given different numbers of examples: {sizes}")
+        for stack in stacks.values():
+            stack.check_complete()
+        number = self._number(index)
+        n = next(iter(sizes.values()))
+        normaliser = float(n * (n - 3) if self.estimator == "unbiased" else (n - 1) ** 2)
+        factor = 1.0 if self.weighting == "pairs" else 1.0 / normaliser
+        block = Block(weight=factor * normaliser)
+        for a, b in self._pairs:
+            packed = stacks[a].packed, None if a == b else stacks[b].packed
+            block.pairs[a, b] = factor * hsic_pairs(*packed, backend=self.backend)
+        for model, stack in stacks.items():
+            block.own[model] = (
+                block.pairs[model, model].diagonal().clone()
+                if (model, model) in block.pairs
+                else factor * stack.summary[:, conditioning.CENTRED]
+            )
+            self._totals[model].add(stack, number)
+        where = number % BLOCKS
+        if where in self._blocks:
+            self._blocks[where].add(block)
+        else:
+            self._blocks[where] = block
+        self.n_batches += 1
+        self.n_examples += n
+        return self
+
+    def merge(self, other: "MinibatchCKA") -> "MinibatchCKA":
+        """Add what another accumulator of the same layers and options has seen.
+
+        Batches numbered by arrival are taken to follow those seen here; batches with an index keep
+        it. `other` is left as it was.
+
+        Raises:
+            ValueError: the options, the layers or the numbering differ; the message names them.
+        """
+        if not isinstance(other, MinibatchCKA):
+            raise TypeError(f"`other` must be a MinibatchCKA, but is {type(other).__name__}")
+        _check_same(self._config(), other._config(), "merge")
+        if self._numbered and other._numbered and self._numbered != other._numbered:
+            raise ValueError("cannot merge batches numbered by arrival with batches with an index")
+        shift = self.n_batches if other._numbered == "arrival" else 0
+        for where, block in other._blocks.items():
+            place = (where + shift) % BLOCKS
+            if place in self._blocks:
+                self._blocks[place].add(block)
+            else:
+                self._blocks[place] = copy.deepcopy(block)
+        for model, totals in self._totals.items():
+            totals.merge(other._totals[model], shift)
+        self._numbered = self._numbered or other._numbered
+        self.n_batches += other.n_batches
+        self.n_examples += other.n_examples
+        self.skipped_batches += other.skipped_batches
+        self.skipped_examples += other.skipped_examples
+        return self
+
+    def compute(self) -> CKAResult | CKAResults:
+        """The result so far; more batches may follow.
+
+        Returns:
+            A `CKAResult`; for several models `CKAResults` of all pairs. Layers that are constant or
+            held inf or NaN have NaN in their rows and columns and are named in a `CKAWarning`.
+
+        Raises:
+            ValueError: no batch of 4 or more examples was given.
+        """
+        if not self.n_batches:
+            left_out = (
+                f"; {self.skipped_batches} smaller batches were left out"
+                if self.skipped_batches
+                else ""
+            )
+            raise ValueError(
+                f"there is nothing to compute: no batch of {SMALLEST_BATCH} or more examples was "
+                f"given{left_out}"
+            )
+        messages = {
+            model: totals.messages(
+                self.layers[model], f" of model {model!r}" if len(self.layers) > 1 else ""
+            )
+            for model, totals in self._totals.items()
+        }
+        results = {pair: self._result(*pair, messages) for pair in self._pairs}
+        for message in dict.fromkeys(m for r in results.values() for m in r.warnings):
+            warnings.warn(message, CKAWarning, stacklevel=2)
+        return CKAResults(results) if self._many else results[self._pairs[0]]
+
+    def state_dict(self) -> dict:
+        """All that `load_state_dict` needs, as tensors and plain values under fixed names."""
+        order = sorted(self._blocks)
+        tensors = {
+            "block": torch.tensor(order, dtype=torch.int64),
+            "weight": torch.tensor([self._blocks[i].weight for i in order], dtype=torch.float64),
+        }
+        for position, (a, b) in enumerate(self._pairs):
+            if order:
+                tensors[f"pair.{position}"] = torch.stack(
+                    [self._blocks[i].pairs[a, b].cpu() for i in order]
+                )
+        for position, model in enumerate(self.layers):
+            if order:
+                tensors[f"own.{position}"] = torch.stack(
+                    [self._blocks[i].own[model].cpu() for i in order]
+                )
+            for name, value in self._totals[model].tensors().items():
+                tensors[f"{name}.{position}"] = value.cpu().clone()
+        return {"config": self._config(), "counts": self._counts(), "tensors": tensors}
+
+    def load_state_dict(self, state: Mapping) -> None:
+        """Continue where `state_dict` was taken.
+
+        Raises:
+            ValueError: the state belongs to other options or layers, or to another version of the
+                format; the message names the difference. Nothing is changed then.
+        """
+        missing = {"config", "counts", "tensors"} - set(state)
+        if missing:
+            raise ValueError(f"this is no state of MinibatchCKA: it lacks {sorted(missing)}")
+        _check_same(self._config(), state["config"], "load")
+        tensors = state["tensors"]
+        order = tensors["block"].tolist()
+        blocks = {}
+        for place, where in enumerate(order):
+            block = Block(weight=float(tensors["weight"][place]))
+            for position, pair in enumerate(self._pairs):
+                block.pairs[pair] = tensors[f"pair.{position}"][place].clone()
+            for position, model in enumerate(self.layers):
+                block.own[model] = tensors[f"own.{position}"][place].clone()
+            blocks[where] = block
+        for position, totals in enumerate(self._totals.values()):
+            totals.load({name: tensors[f"{name}.{position}"] for name in totals.tensors()})
+        self._blocks = blocks
+        self._numbered = state["counts"]["numbered"]
+        for name in ("n_batches", "n_examples", "skipped_batches", "skipped_examples"):
+            setattr(self, name, state["counts"][name])
+
+    def _config(self) -> dict:
+        return {
+            "schema": SCHEMA,
+            "layers": {model: list(names) for model, names in self.layers.items()},
+            "pairs": [list(pair) for pair in self._pairs],
+            "weighting": self.weighting,
+            "estimator": self.estimator,
+            "gram": self.gram,
+            "bandwidth": self.bandwidth,
+            "operand": None if self.operand is None else str(self.operand).removeprefix("torch."),
+        }
+
+    def _counts(self) -> dict:
+        return {
+            "numbered": self._numbered,
+            "n_batches": self.n_batches,
+            "n_examples": self.n_examples,
+            "skipped_batches": self.skipped_batches,
+            "skipped_examples": self.skipped_examples,
+        }
+
+    def _number(self, index: int | None) -> int:
+        numbered = "arrival" if index is None else "index"
+        if self._numbered not in (None, numbered):
+            raise ValueError(
+                "either every batch has an `index` or none has; this one differs from those before"
+            )
+        number = self.n_batches if index is None else operator.index(index)
+        if number < 0:
+            raise ValueError(f"`index` must be a whole number from 0 on, but is {number}")
+        self._numbered = numbered
+        return number
+
+    def _by_model(self, xs, ys) -> dict[str, list[torch.Tensor]]:
+        if self._many:
+            if ys is not None or not isinstance(xs, Mapping) or set(xs) != set(self.layers):
+                raise ValueError(
+                    f"give one mapping with the activations of {', '.join(self.layers)}"
+                )
+            given = dict(xs)
+        else:
+            wants_b = "b" in self.layers
+            if wants_b != (ys is not None):
+                raise ValueError(
+                    "`ys` is missing: there is a second model, `layers_b`"
+                    if wants_b
+                    else "`ys` was given, but there is no second model: `layers_b` is None"
+                )
+            given = {"a": xs, "b": ys} if wants_b else {"a": xs}
+        return {model: in_order(model, self.layers[model], given[model]) for model in self.layers}
+
+    def _sums(self, a: str, b: str) -> list[Sums]:
+        return [
+            Sums(
+                *(
+                    tensor.cpu().numpy()
+                    for tensor in (block.pairs[a, b], block.own[a], block.own[b])
+                )
+            )
+            for _, block in sorted(self._blocks.items())
+        ]
+
+    def _result(self, a: str, b: str, messages: dict[str, list[str]]) -> CKAResult:
+        blocks = self._sums(a, b)
+        total = add(blocks)
+        cka, stderr = ratio(total), standard_error(blocks)
+        for axis, model in enumerate((a, b)):
+            without = self._totals[model].without_value()
+            index = (without, slice(None)) if axis == 0 else (slice(None), without)
+            cka[index] = stderr[index] = np.nan
+        weight = sum(block.weight for block in self._blocks.values())
+        told = list(dict.fromkeys(messages[a] + messages[b]))
+        if self.skipped_batches:
+            told.append(
+                f"{self.skipped_batches} batches of fewer than {SMALLEST_BATCH} examples were left "
+                f"out ({self.skipped_examples} examples)"
+            )
+        config = self._config()
+        meta = {name: config[name] for name in config if name not in ("schema", "layers", "pairs")}
+        meta |= {
+            "backend": self.backend,
+            "n_blocks": len(blocks),
+            "skipped_batches": self.skipped_batches,
+            "skipped_examples": self.skipped_examples,
+            "threads": torch.get_num_threads(),
+            "fastcka": version("fastcka"),
+            "torch": torch.__version__,
+            "conditioning_a": self._totals[a].conditioning.tolist(),
+            "conditioning_b": self._totals[b].conditioning.tolist(),
+        }
+        return CKAResult(
+            cka=cka,
+            stderr=stderr,
+            hsic_ab=total.ab / weight,
+            hsic_aa=total.aa / weight,
+            hsic_bb=total.bb / weight,
+            layers_a=self.layers[a],
+            layers_b=self.layers[b],
+            n_examples=self.n_examples,
+            n_batches=self.n_batches,
+            warnings=tuple(told),
+            meta=meta,
+        )
+
+
+def _check_same(ours: dict, theirs: Mapping, verb: str) -> None:
+    for name, value in ours.items():
+        if theirs.get(name) != value:
+            raise ValueError(
+                f"cannot {verb}: `{name}` is {value!r} here, but {theirs.get(name)!r} there"
+            )

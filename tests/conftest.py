@@ -1,0 +1,46 @@
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from fastcka.kernels import dispatch
+
+# (backend, device): every version that exists; those that cannot run here say why.
+VERSIONS = [
+    ("native", "cpu"),
+    ("torch", "cpu"),
+    pytest.param(("torch", "cuda"), marks=pytest.mark.gpu),
+]
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def same_start(monkeypatch):
+    """Fixed seeds, memory that is NaN until written, and no backend named from outside."""
+    monkeypatch.delenv("FASTCKA_BACKEND", raising=False)
+    torch.manual_seed(0)
+    np.random.seed(0)
+    # In deterministic mode torch fills empty tensors with NaN: what a kernel forgets is seen.
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=VERSIONS, ids="-".join)
+def version(request):
+    """A backend and the device it runs on, in force for the test."""
+    backend, device = request.param
+    reason = dispatch.obstacle("gram", backend, torch.device(device))
+    if reason and not os.environ.get("FASTCKA_TEST_WITHOUT_NATIVE"):
+        pytest.fail(f"{backend} on {device}: {reason}")
+    if reason:
+        pytest.skip(reason)
+    with dispatch.using(backend):
+        yield torch.device(device)

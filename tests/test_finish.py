@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+import torch
+from data import related
+from tolerance import FLOAT64, REORDERED, assert_close
+
+from fastcka.kernels import finish, gram, hsic_pairs, packed_length
+from fastcka.kernels.operations import Gram
+from fastcka.maths import finish as definition
+
+ESTIMATORS = ["unbiased", "biased"]
+
+
+def some_gram(n, device, offset=0.0):
+    x = related(n, 12, 5)[0] + offset
+    batch = gram(x.to(device))
+    upper = torch.triu(torch.ones_like(batch.k, dtype=torch.bool), 1)
+    k = torch.where(upper, torch.nan, batch.k)  # what lies above the diagonal is not defined
+    return Gram(k, batch.stats), x
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("n", [4, 5, 16, 33, 130])
+def test_finish_is_the_centred_packed_triangle(version, estimator, n):
+    batch, _ = some_gram(n, version)
+    lower = batch.k.cpu().tril().nan_to_num()
+    full = (lower + lower.tril(-1).T).numpy()
+    expected = definition.pack(full, estimator)
+    result = finish(batch, estimator=estimator)
+    scale = np.abs(full).max()
+    assert_close(result.packed / scale, expected / scale, FLOAT64)
+    assert_close(result.diagonal, np.diag(full).copy(), 0.0)
+    hollow = full - np.diag(np.diag(full))
+    assert_close(result.row_sums / scale, hollow.sum(1) / scale, FLOAT64)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_the_gram_matrix_can_be_recovered(version, estimator):
+    batch, _ = some_gram(21, version)
+    result = finish(batch, estimator=estimator)
+    parts = (result.packed, result.diagonal, result.row_sums)
+    recovered = definition.unpack_gram(*(part.cpu().numpy() for part in parts), estimator)
+    scale = result.diagonal.max().cpu()
+    lower = torch.from_numpy(recovered).tril()
+    assert_close(lower / scale, batch.k.cpu().tril().nan_to_num() / scale, FLOAT64)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_summary_holds_the_norms(version, estimator):
+    batch, x = some_gram(40, version, offset=3.0)
+    summary = finish(batch, estimator=estimator).summary.cpu()
+    values = x - x.mean(0)
+    k = (values @ values.T).numpy()
+    centre = definition.u_centre if estimator == "unbiased" else definition.double_centre
+    raw = (x @ x.T).numpy()
+    off_diagonal = k - np.diag(np.diag(k))
+    expected = [(centre(k) ** 2).sum(), (off_diagonal**2).sum(), np.trace(k), np.trace(raw)]
+    assert_close(summary[:4] / torch.tensor(expected), torch.ones(4), 1e-9)
+    rms = np.sqrt(expected[0] / (40 * 39))
+    # |raw K| is known but for the cross terms of x and its mean, which are small here.
+    assert_close(summary[4] * rms / np.sqrt((raw**2).mean()), 1.0, 0.05)
+
+
+def test_norm_has_the_bits_of_the_inner_product_with_itself():
+    stack = torch.stack([finish(gram(torch.randn(70, 30), backend="native")).packed] * 7)
+    norm = finish(gram(torch.randn(70, 30)), backend="native").summary[0]
+    torch.manual_seed(3)
+    x = torch.randn(70, 30)
+    result = finish(gram(x, backend="native"), backend="native")
+    stack[4] = result.packed
+    assert hsic_pairs(stack, backend="native")[4, 4] == result.summary[0] != norm
+
+
+def test_centring_a_centred_matrix_changes_nothing(version):
+    batch, _ = some_gram(15, version)
+    once = finish(batch)
+    u = definition.unpack_gram(once.packed.cpu().numpy(), np.zeros(15), np.zeros(15), "unbiased")
+    again = finish(Gram(torch.from_numpy(u).to(version), batch.stats))
+    assert_close(again.packed, once.packed, REORDERED * float(once.packed.abs().max()) * 100)
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_one_bad_entry_shows_in_the_norms(version, bad):
+    batch, _ = some_gram(12, version)
+    batch.k[5, 2] = bad
+    assert not finish(batch).summary[:2].isfinite().any()
+
+
+def test_packed_lengths_count_the_pairs():
+    assert packed_length(6, "unbiased") == 15
+    assert packed_length(6, "biased") == 21

@@ -1,0 +1,133 @@
+import pytest
+import torch
+from data import DTYPES, as_float64
+from tolerance import OPERAND, assert_close, gram_entry
+
+from fastcka.kernels import gram
+from fastcka.maths import gram as definition
+
+# n: the smallest, either side of a panel of 16 rows, several panels. p: one feature, either side of
+# a vector, of the block of 256 and of the chunk of 16,384.
+SHAPES = [(4, 1), (5, 17), (7, 257), (16, 256), (17, 255), (33, 1000), (64, 16_385), (100, 513)]
+
+
+def check_entries(k, x, factor=1.0):
+    """Every entry of the lower triangle, against its own bound."""
+    values = torch.from_numpy(definition.subtract_mean_row(as_float64(x)))
+    expected, terms = values @ values.T, values.abs() @ values.abs().T
+    error = (k.cpu().tril() - expected.tril()).abs()
+    bound = factor * gram_entry(x.dtype, values.shape[1]) * terms + 1e-300
+    assert (error <= bound).all(), f"{(error / bound).max():.3g} times the bound"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("n", "p"), SHAPES)
+def test_gram_is_the_product_of_centred_rows(version, dtype, n, p):
+    x = (torch.randn(n, p, dtype=torch.float64) + 1).to(dtype).to(version)
+    check_entries(gram(x).k, x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_statistics_are_the_norms_that_centring_takes_away(version, dtype):
+    x = (torch.randn(37, 500, dtype=torch.float64) + 2).to(dtype).to(version)
+    values = torch.from_numpy(as_float64(x))
+    mean = values.mean(0)
+    expected = [mean.square().sum(), values.square().sum(), (values - mean).square().sum()]
+    for actual, norm in zip(gram(x).stats, expected, strict=True):
+        assert_close(actual / norm, 1.0, 1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_equal_rows_give_a_gram_matrix_of_zeros(version, dtype):
+    row = torch.randn(700, dtype=torch.float64).to(dtype)
+    x = row.expand(13, -1).clone().to(version)
+    assert torch.equal(gram(x).k.tril(), torch.zeros(13, 13, dtype=torch.float64, device=version))
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-30, 1e-20, 1e15, 1e30])
+def test_values_whose_squares_leave_float32_keep_their_digits(version, scale):
+    x = (torch.randn(20, 300) * scale).to(version)
+    k = gram(x).k / scale / scale
+    check_entries(k, x.double() / scale, factor=2.0**29)  # the float32 bound
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("operand", ["fp16", "bf16"])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_rounding_to_the_operand_costs_what_its_digits_say(version, dtype, operand, scale):
+    x = ((torch.randn(32, 2000) + 3) * scale).to(dtype).to(version)
+    k = gram(x, operand={"fp16": torch.float16, "bf16": torch.bfloat16}[operand]).k.cpu().tril()
+    values = torch.from_numpy(definition.subtract_mean_row(as_float64(x)))
+    exact = (values @ values.T).tril()
+    rounding = {"fp16": 2.0**-11, "bf16": 2.0**-8}[operand]
+    error = (k - exact).abs() / (values.abs() @ values.abs().T)
+    assert error.max() <= rounding
+    # and it does round: unrounded products would be a hundred times closer
+    assert error.max() >= rounding / 100
+
+
+def test_halves_are_rounded_as_torch_rounds_them(version):
+    x = torch.randn(8, 64, device=version)
+    x = x - x.mean(0)
+    for operand in (torch.float16, torch.bfloat16):
+        rounded = x.to(operand).double()
+        k = gram(x, operand=operand).k.tril()
+        # The mean of centred values is not quite zero, so a few values round to their neighbour.
+        assert_close(k, (rounded @ rounded.T).tril(), OPERAND["fp16"] * 64)
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_a_value_that_is_not_finite_shows(version, bad):
+    x = torch.randn(9, 300, device=version)
+    x[3, 200] = bad
+    assert not torch.isfinite(gram(x).k.tril().sum())
+
+
+def test_one_thread_and_two_agree_and_each_repeats_its_bits():
+    x = torch.randn(50, 3001)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 1, 2):
+            torch.set_num_threads(threads)
+            results.append(gram(x, backend="native").k.tril())
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(results[0], results[2])
+    assert torch.equal(results[1], results[3])
+    check_entries(results[0], x)
+    check_entries(results[1], x)
+
+
+@pytest.mark.parametrize("setting", ["medium", "autocast"])
+def test_products_stay_float32_whatever_the_user_allows_elsewhere(version, setting):
+    x = torch.randn(64, 4096, device=version)
+    plain = gram(x).k.tril()
+    if setting == "autocast":
+        with torch.autocast(version.type, dtype=torch.bfloat16):
+            allowed = gram(x).k.tril()
+    else:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(setting)
+        try:
+            allowed = gram(x).k.tril()
+            assert torch.get_float32_matmul_precision() == setting
+        finally:
+            torch.set_float32_matmul_precision(before)
+    check_entries(plain, x)
+    check_entries(allowed, x)
+
+
+@pytest.mark.slow
+def test_more_than_two_to_the_31_values_are_addressed_right(version):
+    p = 2**29 + 1
+    x = torch.empty(4, p, dtype=torch.float16, device=version)
+    for row in x:
+        row.copy_(torch.randint(-2, 3, (p,), dtype=torch.int8))
+    # Small whole numbers minus their mean: exact sums tell every address apart.
+    k, expected = gram(x).k.cpu(), torch.zeros(4, 4, dtype=torch.float64)
+    for chunk in x.split(1 << 24, dim=1):
+        values = chunk.double()
+        values -= values.mean(0)
+        expected += (values @ values.T).cpu()
+    assert_close((k / expected).tril(), torch.ones(4, 4).tril(), 1e-6)
