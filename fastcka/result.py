@@ -46,8 +46,8 @@ class CKAResult:
         Returns:
             Lower and upper ends, [L, M] each; NaN where the standard error is.
 
-        >>> import torch
-        >>> cka = MinibatchCKA(["x"], ["y"])
+        >>> import torch, fastcka
+        >>> cka = fastcka.MinibatchCKA(["x"], ["y"])
         >>> for _ in range(10):
         ...     _ = cka.update([torch.randn(16, 4)], [torch.randn(16, 4)])
         >>> low, high = cka.compute().ci(0.95)

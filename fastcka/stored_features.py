@@ -115,9 +115,7 @@ class _Rows:
         # Around the first row, so that the mean of equal rows is that row to the last bit.
         first = x[0].double()
         self.mean = first + sum((rows.double() - first).sum(0) for rows in x.split(ROWS)) / self.n
-        self.diagonal = torch.cat(
-            [self.centred(i).square().sum(1) for i in self.blocks()]
-        )
+        self.diagonal = torch.cat([self.centred(i).square().sum(1) for i in self.blocks()])
         spread, raw = float(self.diagonal.sum()), float(self.mean.square().sum()) * self.n
         self.constant = spread <= (conditioning.VALUES * self.eps) ** 2 * (spread + raw)
         # A power of two: squares of float32 values as they are may leave the range of float32.
@@ -272,7 +270,4 @@ def _feature_space(a: _Rows, b: _Rows, estimator: str) -> _Sum:
 
 def _cross_block(a: _Rows, b: _Rows, i: int, j: int) -> torch.Tensor:
     left, right = slice(i, i + FEATURES), slice(j, j + FEATURES)
-    return sum(
-        a.centred(rows, left).T @ b.centred(rows, right)
-        for rows in a.blocks()
-    )
+    return sum(a.centred(rows, left).T @ b.centred(rows, right) for rows in a.blocks())

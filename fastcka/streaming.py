@@ -16,6 +16,7 @@ from fastcka.gram_stack import GramStack
 from fastcka.hsic_sums import Block, LayerTotals
 from fastcka.jackknife import Sums, add, ratio, standard_error
 from fastcka.kernels import hsic_pairs
+from fastcka.kernels.dispatch import check_backend
 from fastcka.kernels.operations import operand_dtype
 from fastcka.options import check_choice, check_options
 from fastcka.result import CKAResult, CKAResults
@@ -86,12 +87,16 @@ class MinibatchCKA:
         self.weighting, self.estimator = weighting, estimator
         self.gram, self.bandwidth = gram, bandwidth
         self.operand = operand_dtype(operand)
+        if backend is not None:
+            check_backend(backend)
         self.backend = backend
         self._many = isinstance(layers_a, Mapping)
         if self._many:
             if layers_b is not None:
                 raise ValueError("`layers_b` must be None where `layers_a` names several models")
             models = dict(layers_a)
+            if not models:
+                raise ValueError("`layers_a` names no model")
         else:
             models = {"a": layers_a} if layers_b is None else {"a": layers_a, "b": layers_b}
         self.layers = {model: layer_names(model, names) for model, names in models.items()}
@@ -154,6 +159,10 @@ class MinibatchCKA:
 
     def add(self, stacks: Mapping[str, GramStack], *, index: int | None = None) -> "MinibatchCKA":
         """Add the filled stacks of one batch, one of each model; `index` as in `update`."""
+        if set(stacks) != set(self.layers):
+            raise ValueError(
+                f"give one stack of each of {', '.join(self.layers)}, not of {', '.join(stacks)}"
+            )
         sizes = {model: stack.n for model, stack in stacks.items()}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"the models were given different numbers of examples: {sizes}")

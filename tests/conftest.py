@@ -6,6 +6,9 @@ import torch
 
 from fastcka.kernels import dispatch
 
+# Deterministic mode asks this of cuBLAS.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 # (backend, device): every version that exists; those that cannot run here say why.
 VERSIONS = [
     ("native", "cpu"),

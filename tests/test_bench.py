@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -114,11 +115,17 @@ def test_rows_hold_what_their_times_imply(first):
             assert row["share_of_floor"] * row["median_us"] == pytest.approx(row["floor_us"])
 
 
-def test_the_floor_is_the_slower_of_memory_and_matrix_unit(runner):
+def test_the_floor_is_the_slower_of_memory_and_matrix_unit(bench, runner):
     assert runner.floor(1, 1, torch.float16) is None
     runner.bandwidth, runner.rates = 100, {torch.float16: 10}
     assert runner.floor(300, 20, torch.float16) == 3
     assert runner.floor(300, 50, torch.float16) == 5
+    assert [bench("measurements").triangle(n) for n in (16, 64, 256, 1024)] == [
+        1,
+        1,
+        0.625,
+        0.53125,
+    ]
 
 
 def test_errors_are_those_of_float32_products(first):
@@ -217,6 +224,31 @@ def test_variants_are_timed_in_turns(bench):
     assert order == ["a", "b"] * 6  # one round of warming up, which does not count
     assert timings["a"][:4] == (3, pytest.approx(1.8), pytest.approx(4.2), 5)
     assert timings["b"].median_us == 1003
+
+
+def test_cuda_events_enclose_the_call_alone(bench, monkeypatch):
+    """With stand-ins for the device: it sleeps while all is enqueued, and its cache is cold."""
+    order = []
+
+    class Event:
+        def __init__(self, enable_timing=False):
+            assert enable_timing
+
+        def record(self):
+            order.append("record")
+
+        def synchronize(self):
+            order.append("synchronize")
+
+        def elapsed_time(self, end):
+            return 0.25
+
+    timer = object.__new__(bench("timing").CudaTimer)
+    timer._other_data = Mock(sum=lambda: order.append("read"))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: order.append(cycles))
+    assert timer.sample(lambda: order.append("call"), enqueue_us=100) == 250
+    assert order == [500_000, "read", "record", "call", "record", "synchronize"]
 
 
 def test_the_reference_is_the_definition(bench):

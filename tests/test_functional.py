@@ -186,7 +186,7 @@ print(value, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n", "p", "q"), [(50_000, 768, 2048), (12_000, 13_000, 14_000)])
+@pytest.mark.parametrize(("n", "p", "q"), [(50_000, 768, 2048), (6_000, 7_000, 8_000)])
 def test_stored_features_take_less_than_a_gigabyte_beyond_themselves(n, p, q):
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, *map(str, (n, p, q))],

@@ -120,7 +120,7 @@ CELLS = [
 def test_intervals_cover_the_truth_as_often_as_they_say(seed, n, k, tail, cka, weighting):
     repetitions = 4000 if k < 50 else 2000
     coverage, calibration = simulate(k, n, tail, cka, weighting, seed, repetitions)
-    # The Monte-Carlo error of a coverage of 0.95 is 0.0035 (0.005 for k = 50), that of SE / SD 0.015.
+    # The Monte-Carlo error of a coverage of 0.95 is 0.0035 (0.005 for k = 50), of SE / SD 0.015.
     assert 0.93 <= coverage <= 0.97, f"covered {coverage}"
     assert 0.93 <= calibration <= 1.07, f"SE / SD is {calibration}"
 

@@ -1,10 +1,10 @@
 import pytest
 import torch
 from data import DTYPES
+from tolerance import assert_close
 
 from fastcka.kernels import gram
 from fastcka.kernels.layout import as_rows
-from tolerance import assert_close
 
 x = torch.arange(6 * 3 * 4 * 5, dtype=torch.float32).reshape(6, 3, 4, 5)
 

@@ -25,9 +25,9 @@ OPERAND = {"fp32": 1e-5, "fp16": 2e-4, "bf16": 1e-3}
 
 # Invariance to rotation, scale and offsets up to 1e4 standard deviations, float32 and float64.
 INVARIANCE = 1e-4
-# A 16-bit value near 100 (half) or 10 (bfloat) is rounded to multiples of 1/16: an error of variance
-# (1/16)²/12 = 3.3e-4 beside values of variance 1, which lowers CKA by about as much; three times
-# that.
+# A 16-bit value near 100 (half) or 10 (bfloat) is rounded to multiples of 1/16: an error of
+# variance (1/16)²/12 = 3.3e-4 beside values of variance 1, which lowers CKA by about as much; three
+# times that.
 INVARIANCE_16 = 1e-3
 
 # Two float64 routes to one number; their longest sums have some 1e6 terms.

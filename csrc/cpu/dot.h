@@ -33,12 +33,22 @@ void dot_tile(const double* a, int64_t a_stride, const double* b, int64_t b_stri
       for (int j = 0; j < Columns; ++j) acc[i][j] += left * right[j];
     }
   }
+  if (k < length) {
+    // As one more vector, filled up with zeros: the compiler may fuse a scalar loop's products and
+    // sums in one tile and vectorise it in another, which differs in the last bit.
+    const size_t bytes = size_t(length - k) * sizeof(double);
+    vec right[Columns] = {};
+    for (int j = 0; j < Columns; ++j) __builtin_memcpy(&right[j], b + j * b_stride + k, bytes);
+    for (int i = 0; i < Rows; ++i) {
+      vec left = {};
+      __builtin_memcpy(&left, a + i * a_stride + k, bytes);
+      for (int j = 0; j < Columns; ++j) acc[i][j] += left * right[j];
+    }
+  }
   for (int i = 0; i < Rows; ++i)
     for (int j = 0; j < Columns; ++j) {
       double sum = 0;
       for (int lane = 0; lane < width; ++lane) sum += acc[i][j][lane];
-      for (int64_t tail = k; tail < length; ++tail)
-        sum += a[i * a_stride + tail] * b[j * b_stride + tail];
       out[i * out_stride + j] += sum;
     }
 }

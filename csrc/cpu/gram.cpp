@@ -282,7 +282,8 @@ int largest_exponent(const GramArgs& args, int parts) {
 
 template <class T>
 int clamped(int exponent) {
-  return exponent < -Range<T>::limit ? -Range<T>::limit : exponent;
+  const int limit = Range<T>::limit;
+  return exponent < -limit ? -limit : exponent > limit ? limit : exponent;
 }
 
 template <class In, class T>
@@ -311,19 +312,20 @@ void gram_as(const GramArgs& args) {
     if (found >= Range<T>::lowest && found <= Range<T>::highest) break;
     exponent = found;  // rare: once more, with the values scaled
   }
-  const double unscale = power_of_two<double>(2 * exponent);
+  // Multiplied by twice: the square of the scale may leave float64's range where the results do not.
+  const double unscale = power_of_two<double>(exponent);
   for (int64_t i = 0; i < n; ++i)
     for (int64_t j = 0; j <= i; ++j) {
       double sum = 0;
       for (int t = 0; t < parts; ++t)
         sum += part_at<T>(args.workspace, n, t).sums[i * stride + j];
-      args.k[i * args.k_stride + j] = sum * unscale;
+      args.k[i * args.k_stride + j] = sum * unscale * unscale;
     }
   double mean_square = 0, spread = 0;
   for (int t = 0; t < parts; ++t) mean_square += *part_at<T>(args.workspace, n, t).mean_square;
   for (int64_t i = 0; i < n; ++i) spread += args.k[i * args.k_stride + i];
-  args.stats[0] = mean_square * unscale;
-  args.stats[1] = spread + double(n) * mean_square * unscale;
+  args.stats[0] = mean_square * unscale * unscale;
+  args.stats[1] = spread + double(n) * mean_square * unscale * unscale;
   args.stats[2] = spread;
 }
 }  // namespace

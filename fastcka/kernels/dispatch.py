@@ -36,7 +36,7 @@ def using(backend: str) -> Iterator[None]:
     >>> with using("torch"):
     ...     pass
     """
-    _check_name(backend, "`backend`")
+    check_backend(backend)
     token = _named.set(backend)
     try:
         yield
@@ -102,12 +102,12 @@ def _asked_for(backend: str | None) -> tuple[str | None, str]:
         (os.environ.get("FASTCKA_BACKEND"), "FASTCKA_BACKEND"),
     ):
         if name:
-            _check_name(name, by)
+            check_backend(name, by)
             return name, by
     return None, ""
 
 
-def _check_name(name: str, what: str) -> None:
+def check_backend(name: str, what: str = "`backend`") -> None:
     if name not in BACKENDS:
         raise ValueError(f"{what} must be one of {', '.join(BACKENDS)}, but is {name!r}")
 

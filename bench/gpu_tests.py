@@ -1,0 +1,47 @@
+"""Running the tests marked gpu, but the slow ones, in a process of their own."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+from provenance import ROOT
+
+
+def run_gpu_tests(folder, seconds):
+    """How the tests marked gpu went, in words, and whether none failed."""
+    with tempfile.TemporaryDirectory() as place:
+        report = Path(place) / "report.xml"
+        options = ["-q", "-m", "gpu and not slow", f"--junit-xml={report}", f"--rootdir={ROOT}"]
+        options += ["-c", str(ROOT / "pyproject.toml"), str(folder)]
+        command = [sys.executable, "-m", "pytest", *options]
+        # cuBLAS is deterministic, which tests ask of torch, with a workspace of fixed size only.
+        environment = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} | os.environ
+        try:
+            done = subprocess.run(
+                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds
+            )
+        except subprocess.TimeoutExpired:
+            return f"stopped after {seconds:.0f} s", False
+        if not report.exists():
+            return f"pytest did not run: {(done.stdout + done.stderr).strip()[-300:]}", False
+        suite = ElementTree.parse(report).getroot().find("testsuite")
+    tests, failures, errors, skipped = (
+        int(suite.get(name)) for name in ("tests", "failures", "errors", "skipped")
+    )
+    if tests == 0:
+        return "no test is marked gpu", True
+    passed = tests - failures - errors - skipped
+    note = f"{passed} passed, {failures} failed, {errors} errors, {skipped} skipped"
+    if failures or errors:
+        note += ": " + ", ".join(_failed(suite))
+    return note, not failures and not errors
+
+
+def _failed(suite):
+    cases = [case for case in suite if case.find("failure") is not None]
+    cases += [case for case in suite if case.find("error") is not None]
+    names = [f"{case.get('classname')}::{case.get('name')}" for case in cases]
+    return [*names[:20], "..."] if len(names) > 20 else names

@@ -1,0 +1,69 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import fastcka
+from fastcka.cli import main
+from fastcka.kernels import native
+
+
+def run(*arguments, **environment):
+    import os
+
+    return subprocess.run(
+        [sys.executable, "-m", "fastcka", *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_info_says_what_is_installed_and_what_runs(capsys):
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    assert f"fastcka     {fastcka.__version__}" in text
+    assert f"torch       {torch.__version__.split('+')[0]}" in text
+    assert f"{torch.get_num_threads()} threads" in text
+    for operation in ("gram", "finish", "hsic_pairs"):
+        assert f"{operation:<12}cpu" in text
+    assert "native    runs: the first here that can run" in text
+    assert "not used: native comes first" in text
+
+
+def test_info_marks_the_instruction_set_in_use():
+    isas = native.module.build_info()["isas"]
+    for isa in [name for name, supported in isas.items() if supported]:
+        assert f"{isa} (in use)" in run("info", FASTCKA_ISA=isa).stdout
+
+
+def test_info_says_who_named_the_backend():
+    text = run("info", FASTCKA_BACKEND="torch").stdout
+    assert "torch     runs: named by FASTCKA_BACKEND" in text
+    assert "native    not used: torch comes first" in text
+
+
+def test_info_says_why_there_are_no_native_kernels(monkeypatch, capsys):
+    monkeypatch.setattr(native, "module", None)
+    monkeypatch.setattr(native, "missing", "No module named 'fastcka._native'")
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    assert "native kernels    not installed: No module named 'fastcka._native'" in text
+    assert "torch     runs: the first here that can run" in text
+    assert "native    not used: the native kernels are not installed" in text
+
+
+@pytest.mark.parametrize("name", ["FASTCKA_BACKEND", "FASTCKA_ISA"])
+def test_a_wrong_setting_is_one_sentence(name):
+    done = run("info", **{name: "fastest"})
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"fastcka: {name} must be one of")
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_unknown_command_names_the_known():
+    done = run("measure")
+    assert done.returncode == 2
+    assert "info" in done.stderr

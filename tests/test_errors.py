@@ -1,0 +1,220 @@
+"""Every refusal, by its text: argument, what was expected, what came."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+import fastcka
+from fastcka import MinibatchCKA
+from fastcka.kernels import finish, gram, hsic_pairs, native, using
+
+x, y = torch.randn(8, 5), torch.randn(8, 3)
+
+
+def two(**options):
+    return MinibatchCKA(["a0", "a1"], ["b0"], **options)
+
+
+def filled(**options):
+    cka = MinibatchCKA(["a"], **options)
+    cka.update([x])
+    return cka
+
+
+def with_index():
+    cka = MinibatchCKA(["a"])
+    cka.update([x], index=4)
+    return cka
+
+
+def uneven():
+    cka = two()
+    stacks = {"a": cka.stack("a", 8), "b": cka.stack("b", 6)}
+    return cka.add(stacks)
+
+
+REFUSALS = [
+    # arrays
+    (lambda: fastcka.cka(x, y[:7]), ValueError, "`y` has 7 examples but `x` has 8"),
+    (lambda: fastcka.cka(x[:3], y[:3]), ValueError, "needs at least 4 examples, but the batch has 3"),
+    (lambda: fastcka.cka(x[:1], y[:1], estimator="biased"), ValueError, "needs at least 2"),
+    (lambda: fastcka.cka([[1.0]], y), TypeError, "`x` must be a NumPy array or a torch tensor"),
+    (lambda: fastcka.cka(x, y.int()), TypeError, "`y` must be float16, bfloat16, float32 or"),
+    (lambda: fastcka.cka(x, np.ones((8, 2), int)), TypeError, "`y` must be float16, float32 or"),
+    (lambda: fastcka.cka(x, np.ones((8, 2), complex)), TypeError, "but is complex128"),
+    (lambda: fastcka.cka(x[:, 0], y), ValueError, r"`x` must have one row an example, \[n, ...\]"),
+    (lambda: fastcka.cka(x[:, :0], y), ValueError, r"`x` is empty: its shape is \[8, 0\]"),
+    (lambda: fastcka.cka(x.to_sparse(), y), TypeError, "`x` must be a dense tensor"),
+    (lambda: fastcka.cka(x, y.to("meta")), RuntimeError, "`x` is on cpu and `y` on meta"),
+    (lambda: fastcka.cka(x, y, estimator="best"), ValueError, "`estimator` must be one of 'unbia"),
+    (lambda: fastcka.cka(x, y, gram="cubic"), ValueError, "`gram` must be one of 'linear', 'rbf'"),
+    (lambda: fastcka.hsic(x, y, bandwidth=1.0), ValueError, "`bandwidth` belongs to gram='rbf'"),
+    (lambda: fastcka.hsic(x, y, gram="rbf", bandwidth=0.0), ValueError, "must be a positive number"),
+    # accumulators
+    (lambda: MinibatchCKA("conv"), TypeError, "must be a list of names, not one string"),
+    (lambda: MinibatchCKA([]), ValueError, "model 'a' has no layers"),
+    (lambda: MinibatchCKA({}), ValueError, "`layers_a` names no model"),
+    (lambda: MinibatchCKA(["a", "a"]), ValueError, "model 'a' names 'a' twice"),
+    (lambda: MinibatchCKA({"m": ["a"]}, ["b"]), ValueError, "`layers_b` must be None"),
+    (lambda: MinibatchCKA(["a"], weighting="fair"), ValueError, "`weighting` must be one of 'pairs'"),
+    (lambda: MinibatchCKA(["a"], operand="fp8"), ValueError, "`operand` must be 'fp32', 'fp16' or"),
+    (lambda: MinibatchCKA(["a"], backend="cuda"), ValueError, "`backend` must be one of native"),
+    (lambda: two().update([x, x]), ValueError, "`ys` is missing"),
+    (lambda: MinibatchCKA(["a"]).update([x], [y]), ValueError, "there is no second model"),
+    (lambda: two().update([x], [y]), ValueError, "model 'a' has 2 layers, but 1 were given"),
+    (lambda: two().update(x, [y]), TypeError, "as a list with one tensor a layer, not as one"),
+    (lambda: two().update([x, x[:7]], [y]), ValueError, "'a1' has 7 examples, but the batch has 8"),
+    (lambda: two().update([x, x], [y[:2]]), ValueError, "'b0' has 2 examples, but the batch has 8"),
+    (lambda: two().update([x, x.numpy()], [y]), TypeError, "'a1' must be a torch.Tensor, but is nda"),
+    (lambda: two().update([x, x.long()], [y]), TypeError, "layer 'a1': .* but is torch.int64"),
+    (lambda: two().update([x, torch.tensor(1.0)], [y]), ValueError, "but is a single number"),
+    (lambda: two().update([x, x[:, 0]], [y]), ValueError, "layer 'a1': `x` must have one row"),
+    (lambda: two().update([x, x.to("meta")], [y]), RuntimeError, "layer 'a1'"),
+    (lambda: two().update({"a0": x, "c": x}, [y]), ValueError, r"missing \['a1'\], unknown \['c'\]"),
+    (lambda: MinibatchCKA({"m": ["a"]}).update([x]), ValueError, "give one mapping with .* of m"),
+    (lambda: MinibatchCKA(["a"]).update([x], index=-1), ValueError, "from 0 on, but is -1"),
+    (lambda: filled().update([x], index=3), ValueError, "either every batch has an `index` or none"),
+    (lambda: filled(operand="fp16").update([x.double()]), TypeError, "multiplied in float64, not"),
+    (uneven, ValueError, "different numbers of examples: {'a': 8, 'b': 6}"),
+    (lambda: two().add({"a": two().stack("a", 8), "b": two().stack("b", 8)}), ValueError,
+     "no activations were given for 'a0', 'a1'"),
+    (lambda: two().add({"a": two().stack("a", 8)}), ValueError, "one stack of each of a, b"),
+    (lambda: MinibatchCKA(["a"]).compute(), ValueError, "no batch of 4 or more examples was given$"),
+    (lambda: MinibatchCKA(["a"]).update([x[:3]]).compute(), ValueError, "1 smaller batches were"),
+    (lambda: filled().merge(3), TypeError, "`other` must be a MinibatchCKA, but is int"),
+    (lambda: filled().merge(filled(weighting="equal")), ValueError,
+     "cannot merge: `weighting` is 'pairs' here, but 'equal' there"),
+    (lambda: filled().merge(two()), ValueError, "cannot merge: `layers` is"),
+    (lambda: filled().merge(with_index()), ValueError, "numbered by arrival with batches with an"),
+    (lambda: filled().load_state_dict({}), ValueError, "this is no state of MinibatchCKA: it lacks"),
+    (lambda: filled().load_state_dict(filled(gram="rbf").state_dict()), ValueError,
+     "cannot load: `gram` is 'linear' here, but 'rbf' there"),
+    (lambda: filled().compute().ci(1.5), ValueError, "`level` must lie between 0 and 1, but is 1.5"),
+    # kernels
+    (lambda: gram(x.numpy()), TypeError, "`x` must be a torch.Tensor, but is ndarray"),
+    (lambda: gram(x, backend="fast"), ValueError, "the argument `backend` must be one of native"),
+    (lambda: using("fast").__enter__(), ValueError, "`backend` must be one of native, torch"),
+    (lambda: gram(x.double(), operand=torch.float16), TypeError, "convert them to float32 first"),
+    (lambda: finish(gram(x[:3])), ValueError, "unbiased HSIC needs at least 4 examples"),
+    (lambda: hsic_pairs(torch.ones(2, 6), torch.ones(2, 6, device="meta")), RuntimeError,
+     "`a` is on cpu and `b` on meta"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "kind", "text"), REFUSALS, ids=[row[2] for row in REFUSALS])
+def test_refusals_say_what_came_and_what_was_expected(call, kind, text):
+    with pytest.raises(kind, match=text) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_pair_of_models_is_an_error_that_names_the_known():
+    cka = MinibatchCKA({"m": ["a"], "n": ["b"]})
+    results = cka.update({"m": [x], "n": [y]}).compute()
+    with pytest.raises(KeyError, match=re.escape("there are ['m', 'm'], ['m', 'n'], ['n', 'n']")):
+        results["n", "m"]
+
+
+def test_a_refused_batch_leaves_the_sums_as_they_were():
+    cka, same = filled(), filled()
+    with pytest.raises(TypeError):
+        cka.update([x.int()])
+    with pytest.raises(ValueError, match="cannot merge"):
+        cka.merge(filled(weighting="equal"))
+    assert cka.n_batches == same.n_batches
+    assert cka.compute().hsic_aa == same.compute().hsic_aa
+
+
+# What the binding refuses, whoever calls it: memory would be read or written wrongly.
+k = torch.empty(8, 8, dtype=torch.float64)
+stats = torch.empty(3, dtype=torch.float64)
+work = torch.empty(1 << 20, dtype=torch.uint8)
+packed, rows, sums = (torch.empty(m, dtype=torch.float64) for m in (28, 8, 8))
+summary = torch.empty(5, dtype=torch.float64)
+a, out = torch.randn(3, 6, dtype=torch.float64), torch.empty(3, 3, dtype=torch.float64)
+
+
+def native_gram(x=x, k=k, stats=stats, work=work, operand="float32", threads=1):
+    native.module.gram(x, k, stats, work, operand, threads)
+
+
+def native_finish(k=k, stats=stats, packed=packed, rows=rows, sums=sums, summary=summary):
+    native.module.finish(k, stats, packed, rows, sums, summary, False)
+
+
+def native_hsic(a=a, b=a, out=out, threads=1):
+    native.module.hsic_pairs(a, b, out, threads)
+
+
+def fake():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        return torch.empty(8, 5)
+
+
+NATIVE_REFUSALS = [
+    (
+        lambda: native_gram(x=x.numpy()),
+        TypeError,
+        "`x` must be a torch.Tensor, but is a numpy.ndarray",
+    ),
+    (
+        lambda: native_gram(x=x.int()),
+        TypeError,
+        "`x` must be float16, bfloat16, float32 or float64",
+    ),
+    (lambda: native_gram(x=x[0]), ValueError, "`x` must have 2 dimensions, but has 1"),
+    (lambda: native_gram(x=x.T), ValueError, r"`x` must be dense along its last dimension"),
+    (lambda: native_gram(x=x[:, :0]), ValueError, "`x` has no features"),
+    (lambda: native_gram(x=x.to("meta")), RuntimeError, "`x` holds no plain memory"),
+    (lambda: native_gram(x=x.to_sparse()), RuntimeError, "`x` holds no plain memory"),
+    (lambda: native_gram(x=fake()), RuntimeError, "`x` (has no data|holds no plain memory)"),
+    (lambda: native_gram(k=k[:7]), ValueError, r"`k` must have shape \[8, 8\], but has \[7, 8\]"),
+    (lambda: native_gram(k=k.float()), TypeError, "`k` must be float64"),
+    (
+        lambda: native_gram(k=k[:1].expand(8, 8)),
+        ValueError,
+        "`k` is written to, but its rows overlap",
+    ),
+    (lambda: native_gram(x=k[:, :5]), ValueError, "`k` is written to, but shares memory with `x`"),
+    (lambda: native_gram(stats=k.view(-1)[:3]), ValueError, "shares memory with `stats`"),
+    (lambda: native_gram(work=work[:100]), ValueError, "`workspace` must hold .* bytes"),
+    (lambda: native_gram(threads=0), ValueError, "`threads` must be at least 1, but is 0"),
+    (
+        lambda: native_gram(operand="int8"),
+        ValueError,
+        "`operand` must be float16, bfloat16 or float",
+    ),
+    (lambda: native_finish(k=k[:3, :3]), ValueError, "`k` must have at least 4 rows, but has 3"),
+    (
+        lambda: native_finish(k=k[:, :7]),
+        ValueError,
+        r"`k` must have shape \[8, 8\], but has \[8, 7\]",
+    ),
+    (lambda: native_finish(packed=packed[:27]), ValueError, r"`packed` must have shape \[28\]"),
+    (lambda: native_finish(packed=k.view(-1)[:28]), ValueError, "shares memory with `k`"),
+    (lambda: native_finish(sums=rows), ValueError, "shares memory with `row_sums`"),
+    (
+        lambda: native_hsic(out=a[:, :3]),
+        ValueError,
+        "`out` is written to, but shares memory with `a`",
+    ),
+    (
+        lambda: native_hsic(b=a[:, :5]),
+        ValueError,
+        r"`b` must have shape \[3, 6\], but has \[3, 5\]",
+    ),
+    (lambda: native_hsic(a=a.float()), TypeError, "`a` must be float64"),
+]
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "text"), NATIVE_REFUSALS, ids=[row[2] for row in NATIVE_REFUSALS]
+)
+def test_the_binding_refuses_what_it_could_not_read(call, kind, text):
+    with pytest.raises(kind, match=text) as caught:
+        call()
+    assert len(str(caught.value)) < 200
