@@ -66,7 +66,8 @@ def cka(
             return float("nan")
         if constant:
             warnings.warn(
-                f"`{name}` is constant: it does not vary beyond rounding; its CKA is NaN",
+                f"`{name}` is constant: its centred Gram matrix holds nothing but rounding; "
+                "its CKA is NaN",
                 CKAWarning,
                 stacklevel=2,
             )

@@ -78,19 +78,18 @@ class LayerTotals:
     def messages(self, names: Sequence[str], whose: str) -> list[str]:
         """One sentence for every layer that has no value, or an uncertain one."""
         told = []
+        first_bad, constant = self.first_bad.tolist(), self.constant().tolist()
         lost = conditioning.cancellation(self.sums) > conditioning.WARN_ABOVE
-        lost &= self.eps > torch.finfo(torch.float64).eps
-        constant = self.constant()
+        lost = (lost & (self.eps > torch.finfo(torch.float64).eps)).tolist()
         for row, name in enumerate(names):
             layer = f"layer {name!r}{whose}"
-            if self.first_bad[row] != NEVER:
+            if first_bad[row] != NEVER:
                 told.append(
-                    f"{layer} holds inf or NaN, first in batch {int(self.first_bad[row])}; "
-                    "its CKA is NaN"
+                    f"{layer} holds inf or NaN, first in batch {first_bad[row]}; its CKA is NaN"
                 )
             elif constant[row]:
                 told.append(
-                    f"{layer} is constant: its activations do not vary beyond rounding; "
+                    f"{layer} is constant: its centred Gram matrix holds nothing but rounding; "
                     "its CKA is NaN"
                 )
             elif lost[row]:

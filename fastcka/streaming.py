@@ -171,8 +171,8 @@ class MinibatchCKA:
         number = self._number(index)
         n = next(iter(sizes.values()))
         normaliser = float(n * (n - 3) if self.estimator == "unbiased" else (n - 1) ** 2)
-        factor = 1.0 if self.weighting == "pairs" else 1.0 / normaliser
-        block = Block(weight=factor * normaliser)
+        pairs = self.weighting == "pairs"
+        block, factor = Block(normaliser if pairs else 1.0), 1.0 if pairs else 1.0 / normaliser
         for a, b in self._pairs:
             packed = stacks[a].packed, None if a == b else stacks[b].packed
             block.pairs[a, b] = factor * hsic_pairs(*packed, backend=self.backend)
@@ -203,6 +203,8 @@ class MinibatchCKA:
         """
         if not isinstance(other, MinibatchCKA):
             raise TypeError(f"`other` must be a MinibatchCKA, but is {type(other).__name__}")
+        if other is self:
+            raise ValueError("cannot merge an accumulator with itself: all would count twice")
         _check_same(self._config(), other._config(), "merge")
         if self._numbered and other._numbered and self._numbered != other._numbered:
             raise ValueError("cannot merge batches numbered by arrival with batches with an index")
@@ -233,11 +235,7 @@ class MinibatchCKA:
             ValueError: no batch of 4 or more examples was given.
         """
         if not self.n_batches:
-            left_out = (
-                f"; {self.skipped_batches} smaller batches were left out"
-                if self.skipped_batches
-                else ""
-            )
+            left_out = f"; {self._left_out()}" if self.skipped_batches else ""
             raise ValueError(
                 f"there is nothing to compute: no batch of {SMALLEST_BATCH} or more examples was "
                 f"given{left_out}"
@@ -323,6 +321,13 @@ class MinibatchCKA:
             "skipped_examples": self.skipped_examples,
         }
 
+    def _left_out(self) -> str:
+        count, one = self.skipped_batches, self.skipped_batches == 1
+        return (
+            f"{count} batch{'' if one else 'es'} of fewer than {SMALLEST_BATCH} examples "
+            f"{'was' if one else 'were'} left out"
+        )
+
     def _number(self, index: int | None) -> int:
         numbered = "arrival" if index is None else "index"
         if self._numbered not in (None, numbered):
@@ -375,10 +380,7 @@ class MinibatchCKA:
         weight = sum(block.weight for block in self._blocks.values())
         told = list(dict.fromkeys(messages[a] + messages[b]))
         if self.skipped_batches:
-            told.append(
-                f"{self.skipped_batches} batches of fewer than {SMALLEST_BATCH} examples were left "
-                f"out ({self.skipped_examples} examples)"
-            )
+            told.append(f"{self._left_out()} ({self.skipped_examples} examples)")
         config = self._config()
         meta = {name: config[name] for name in config if name not in ("schema", "layers", "pairs")}
         meta |= {

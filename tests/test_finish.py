@@ -4,7 +4,7 @@ import torch
 from data import related
 from tolerance import FLOAT64, REORDERED, assert_close
 
-from fastcka.kernels import finish, gram, hsic_pairs, packed_length
+from fastcka.kernels import finish, gram, hsic_pairs, packed_length, rbf
 from fastcka.kernels.operations import Gram
 from fastcka.maths import finish as definition
 
@@ -59,6 +59,15 @@ def test_summary_holds_the_norms(version, estimator):
     rms = np.sqrt(expected[0] / (40 * 39))
     # |raw K| is known but for the cross terms of x and its mean, which are small here.
     assert_close(summary[4] * rms / np.sqrt((raw**2).mean()), 1.0, 0.05)
+
+
+def test_conditioning_of_a_gaussian_matrix_is_that_of_the_matrix_itself(version):
+    x = related(30, 6, 3)[0].to(version) + 100
+    batch = rbf(gram(x))
+    k = batch.k.cpu()
+    rms = finish(batch).packed.square().sum().cpu() / (30 * 29)
+    expected = (k.square().mean() / rms).sqrt()
+    assert_close(finish(batch).summary[4] / expected, 1.0, 1e-9)
 
 
 def test_norm_has_the_bits_of_the_inner_product_with_itself():

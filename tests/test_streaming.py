@@ -248,7 +248,7 @@ def test_tails_of_fewer_than_4_are_left_out_and_counted(tail):
     cka = MinibatchCKA(["x"], ["y"])
     for pair in batches_of(x, y, 32):
         cka.update([pair[0]], [pair[1]])
-    with pytest.warns(CKAWarning, match=rf"1 batches of fewer than 4 .*\({tail} examples\)"):
+    with pytest.warns(CKAWarning, match=rf"1 batch of fewer than 4 .*\({tail} examples\)"):
         result = cka.compute()
     assert (result.n_batches, result.n_examples) == (1, 32)
     assert result.meta["skipped_examples"] == tail

@@ -17,10 +17,13 @@ def rbf(linear: Gram, bandwidth: float = 1.0) -> Gram:
         bandwidth: multiple of the median distance, > 0.
 
     Returns:
-        A `Gram` with the Gaussian matrix (both triangles) and the statistics of `linear`.
+        A `Gram` with the Gaussian matrix (both triangles) and the norms of `linear`, but for |c|²,
+        which is 0: nothing was taken away from the Gaussian matrix.
     """
     d2 = squared_distances(linear.k)
-    return Gram(gaussian(d2, bandwidth**2 * median(d2)), linear.stats)
+    stats = linear.stats.clone()
+    stats[0] = 0
+    return Gram(gaussian(d2, bandwidth**2 * median(d2)), stats)
 
 
 def squared_distances(k: torch.Tensor) -> torch.Tensor:

@@ -537,6 +537,7 @@ void check_gram_precision() {
         check_gram_random({dtype, operand, 16, 4097, threads}, 1, 0);
         if (dtype == Dtype::f16) continue;
         check_gram_random({dtype, operand, 17, 300, threads}, 1, -100);  // 1e-30
+        check_gram_random({dtype, operand, 17, 300, threads}, 1 << 18, -75);
         check_gram_random({dtype, operand, 17, 300, threads}, 1, 83);    // 1e25
       }
 }
