@@ -16,7 +16,7 @@ def run_gpu_tests(folder, seconds):
         report = Path(place) / "report.xml"
         options = ["-q", "-m", "gpu and not slow", f"--junit-xml={report}", f"--rootdir={ROOT}"]
         options += ["-c", str(ROOT / "pyproject.toml"), str(folder)]
-        command = [sys.executable, "-m", "pytest", *options]
+        command = [sys.executable, "-P", "-m", "pytest", *options]
         # cuBLAS is deterministic, which tests ask of torch, with a workspace of fixed size only.
         environment = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} | os.environ
         try:

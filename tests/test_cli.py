@@ -13,7 +13,7 @@ def run(*arguments, **environment):
     import os
 
     return subprocess.run(
-        [sys.executable, "-m", "fastcka", *arguments],
+        [sys.executable, "-P", "-m", "fastcka", *arguments],
         env=os.environ | environment,
         capture_output=True,
         text=True,

@@ -189,7 +189,7 @@ print(value, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**
 @pytest.mark.parametrize(("n", "p", "q"), [(50_000, 768, 2048), (6_000, 7_000, 8_000)])
 def test_stored_features_take_less_than_a_gigabyte_beyond_themselves(n, p, q):
     done = subprocess.run(
-        [sys.executable, "-c", MEMORY, *map(str, (n, p, q))],
+        [sys.executable, "-P", "-c", MEMORY, *map(str, (n, p, q))],
         capture_output=True,
         text=True,
         check=True,

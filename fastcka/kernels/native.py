@@ -3,15 +3,19 @@
 `torch` is imported before the module, so that both use the OpenMP runtime that torch brings.
 """
 
+from importlib import import_module
+from pathlib import Path
+
 import torch
 
 try:
-    from fastcka import _native as module
-
+    module = import_module("fastcka._native")
     missing = None
 except ImportError as error:
     module = None
     missing = str(error)
+    if (Path(__file__).parents[2] / "CMakeLists.txt").exists():
+        missing += "; this is the source folder: start Python elsewhere, or `pip install -e .`"
 
 
 def gram(x: torch.Tensor, operand: torch.dtype, k: torch.Tensor, stats: torch.Tensor) -> None:
