@@ -32,7 +32,8 @@ const DLPackExchangeAPI* exchange_of(PyTypeObject* type, const char* name) {
   if (!api || api->header.version.major != DLPACK_MAJOR_VERSION ||
       !api->dltensor_from_py_object_no_sync)
     throw std::runtime_error("this torch publishes no DLPack exchange table of version 1");
-  Py_INCREF(type);  // the cache must not outlive a type that another may replace at its address
+  Py_INCREF(type);  // while it is cached no other type can take its address
+  Py_XDECREF(last_type);
   last_type = type;
   return last_api = api;
 }
@@ -70,6 +71,8 @@ struct View {
     data = static_cast<char*>(t.data) + t.byte_offset;
     dtype = t.dtype;
     device = t.device;
+    if (reinterpret_cast<uintptr_t>(data) % (dtype.bits / 8 ? dtype.bits / 8 : 1) != 0)
+      throw py::value_error(std::string("`") + name + "` does not begin at a multiple of its item size");
     // What is computed along the last dimension is read and written without a stride.
     if (shape[ndim - 1] > 1 && stride[ndim - 1] != 1)
       throw py::value_error(std::string("`") + name + "` must be dense along its last dimension");
@@ -157,7 +160,7 @@ void gram(py::handle x_, py::handle k_, py::handle stats_, py::handle workspace_
   args.dtype = dtype_of(x);
   args.operand = operand_of(operand);
   needs_threads(threads);
-  if (x.columns() < 1) throw py::value_error("`x` has no features");
+  if (x.rows() < 1 || x.columns() < 1) throw py::value_error("`x` has no rows or no features");
   k.needs_shape(x.rows(), x.rows());
   stats.needs_shape(3);
   for (const View* view : {&k, &stats}) view->needs_float64();

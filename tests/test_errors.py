@@ -169,7 +169,14 @@ NATIVE_REFUSALS = [
     ),
     (lambda: native_gram(x=x[0]), ValueError, "`x` must have 2 dimensions, but has 1"),
     (lambda: native_gram(x=x.T), ValueError, r"`x` must be dense along its last dimension"),
-    (lambda: native_gram(x=x[:, :0]), ValueError, "`x` has no features"),
+    (
+        lambda: native_gram(
+            x=torch.frombuffer(bytearray(161), dtype=torch.float32, offset=1).view(8, 5)
+        ),
+        ValueError,
+        "`x` does not begin at a multiple of its item size",
+    ),
+    (lambda: native_gram(x=x[:, :0]), ValueError, "`x` has no rows or no features"),
     (lambda: native_gram(x=x.to("meta")), RuntimeError, "`x` holds no plain memory"),
     (lambda: native_gram(x=x.to_sparse()), RuntimeError, "`x` holds no plain memory"),
     (lambda: native_gram(x=fake()), RuntimeError, "`x` (has no data|holds no plain memory)"),

@@ -8,8 +8,17 @@ namespace fastcka {
 namespace FASTCKA_ISA {
 namespace {
 
-// Terms that are added up before the sum is written out: 32 KiB of one row, half a first-level cache.
+// Terms that are added up before the sum is written out: 32 KiB of one row.
 constexpr int64_t kDotBlock = 4096;
+
+// The first `count` < width values, then zeros.
+inline Simd<double>::vec first_lanes(const double* x, int64_t count) {
+  Simd<double>::vec lanes = {};
+#pragma GCC unroll 8
+  for (int lane = 0; lane < Simd<double>::width - 1; ++lane)
+    if (lane < count) lanes[lane] = x[lane];
+  return lanes;
+}
 
 // out[i, j] += <a_i, b_j> over `length` terms. Every pair is summed in the same order, whatever the
 // shape of the tile.
@@ -34,14 +43,14 @@ void dot_tile(const double* a, int64_t a_stride, const double* b, int64_t b_stri
     }
   }
   if (k < length) {
-    // As one more vector, filled up with zeros: the compiler may fuse a scalar loop's products and
-    // sums in one tile and vectorise it in another, which differs in the last bit.
-    const size_t bytes = size_t(length - k) * sizeof(double);
-    vec right[Columns] = {};
-    for (int j = 0; j < Columns; ++j) __builtin_memcpy(&right[j], b + j * b_stride + k, bytes);
+    // As one more vector: compilers vectorise a scalar loop in some tiles and not in others.
+    vec right[Columns];
+#pragma GCC unroll 4
+    for (int j = 0; j < Columns; ++j) right[j] = first_lanes(b + j * b_stride + k, length - k);
+#pragma GCC unroll 4
     for (int i = 0; i < Rows; ++i) {
-      vec left = {};
-      __builtin_memcpy(&left, a + i * a_stride + k, bytes);
+      const vec left = first_lanes(a + i * a_stride + k, length - k);
+#pragma GCC unroll 4
       for (int j = 0; j < Columns; ++j) acc[i][j] += left * right[j];
     }
   }

@@ -11,6 +11,7 @@
 #include "../kernels.h"
 #include "convert.h"
 #include "isa.h"
+#include "transpose.h"
 
 namespace fastcka {
 namespace FASTCKA_ISA {
@@ -108,35 +109,14 @@ void accumulate_triangle(const T* panels, int64_t panel_count, int64_t depth, do
 // rows [count <= 16, kBlock] -> panel [kBlock, 16], in 4x4 blocks; missing rows are zero.
 template <class T>
 void pack_panel(const T* rows, int64_t count, int64_t depth, T* panel) {
-  typedef T four __attribute__((vector_size(4 * sizeof(T)), may_alias, aligned(sizeof(T))));
   for (int64_t i = 0; i < kPanel; i += 4) {
-    if (i + 4 > count) {
-      for (int64_t k = 0; k < depth; ++k)
-        for (int64_t r = i; r < i + 4; ++r)
-          panel[k * kPanel + r] = r < count ? rows[r * kBlock + k] : T(0);
-      continue;
-    }
-    const T* r0 = rows + i * kBlock;
     int64_t k = 0;
-    for (; k + 4 <= depth; k += 4) {
-      const four a = *reinterpret_cast<const four*>(r0 + k);
-      const four b = *reinterpret_cast<const four*>(r0 + kBlock + k);
-      const four c = *reinterpret_cast<const four*>(r0 + 2 * kBlock + k);
-      const four d = *reinterpret_cast<const four*>(r0 + 3 * kBlock + k);
-      const four ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
-      const four ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-      const four cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5);
-      const four cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-      T* out = panel + k * kPanel + i;
-      *reinterpret_cast<four*>(out) = __builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5);
-      *reinterpret_cast<four*>(out + kPanel) = __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7);
-      *reinterpret_cast<four*>(out + 2 * kPanel) =
-          __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5);
-      *reinterpret_cast<four*>(out + 3 * kPanel) =
-          __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7);
-    }
+    if (i + 4 <= count)
+      for (; k + 4 <= depth; k += 4)
+        transpose_4x4(rows + i * kBlock + k, kBlock, panel + k * kPanel + i, kPanel);
     for (; k < depth; ++k)
-      for (int64_t r = 0; r < 4; ++r) panel[k * kPanel + i + r] = r0[r * kBlock + k];
+      for (int64_t r = i; r < i + 4; ++r)
+        panel[k * kPanel + r] = r < count ? rows[r * kBlock + k] : T(0);
   }
 }
 
@@ -191,10 +171,10 @@ Part<T> part_at(void* workspace, int64_t n, int index) {
   return part;
 }
 
-// Threads that have at least one cache line of float32 features to work on.
+// A part that had less than a block to add up would cost more than it saves.
 int part_count(int64_t p, int threads) {
-  const int64_t useful = (p + 15) / 16;
-  const int64_t parts = threads < useful ? threads : useful;
+  const int64_t blocks = (p + kBlock - 1) / kBlock;
+  const int64_t parts = threads < blocks ? threads : blocks;
   return parts < 1 ? 1 : int(parts);
 }
 
@@ -312,8 +292,9 @@ void gram_as(const GramArgs& args) {
     if (found >= Range<T>::lowest && found <= Range<T>::highest) break;
     exponent = found;  // rare: once more, with the values scaled
   }
-  // Multiplied by twice: the square of the scale may leave float64's range where the results do not.
+  // Multiplied by twice: its square may leave float64's range where the results do not.
   const double unscale = power_of_two<double>(exponent);
+#pragma omp parallel for num_threads(parts) if (parts > 1)
   for (int64_t i = 0; i < n; ++i)
     for (int64_t j = 0; j <= i; ++j) {
       double sum = 0;

@@ -113,6 +113,7 @@ class DeviceGuard {
 
 void finish(const FinishArgs& args, int device, void* stream_handle) {
   const DeviceGuard guard(device);
+  cudaGetLastError();  // an older error of somebody else is not ours to report
   auto* stream = static_cast<cudaStream_t>(stream_handle);
   const unsigned rows = unsigned(args.n);
   row_sums_kernel<<<rows, kRowThreads, 0, stream>>>(args);
