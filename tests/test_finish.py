@@ -4,7 +4,7 @@ import torch
 from data import related
 from tolerance import FLOAT64, REORDERED, assert_close
 
-from fastcka.kernels import finish, gram, hsic_pairs, packed_length, rbf
+from fastcka.kernels import dispatch, finish, gram, hsic_pairs, packed_length, rbf
 from fastcka.kernels.operations import Gram
 from fastcka.maths import finish as definition
 
@@ -32,6 +32,28 @@ def test_finish_is_the_centred_packed_triangle(version, estimator, n):
     assert_close(result.diagonal, np.diag(full).copy(), 0.0)
     hollow = full - np.diag(np.diag(full))
     assert_close(result.row_sums / scale, hollow.sum(1) / scale, FLOAT64)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("n", [4, 5, 33, 128, 1030])
+def test_the_cuda_version_equals_the_cpu_version_on_any_stream_and_repeats_its_bits(estimator, n):
+    reason = dispatch.obstacle("finish", "native", torch.device("cuda"))
+    if reason:
+        pytest.skip(reason)
+    batch, _ = some_gram(n, torch.device("cpu"))
+    expected = finish(batch, estimator=estimator)
+    on_gpu = Gram(*(part.cuda() for part in batch))
+    torch.cuda.synchronize()
+    results = []
+    for stream in (torch.cuda.current_stream(), torch.cuda.Stream()):
+        with torch.cuda.stream(stream):
+            results.append(finish(on_gpu, estimator=estimator, backend="native"))
+        stream.synchronize()
+    for first, second, on_cpu in zip(*results, expected, strict=True):
+        assert torch.equal(first, second)
+        scale = on_cpu.abs().max()
+        assert_close(first.cpu() / scale, on_cpu / scale, FLOAT64)
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)

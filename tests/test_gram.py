@@ -119,13 +119,17 @@ def test_products_stay_float32_whatever_the_user_allows_elsewhere(version, setti
 
 
 @pytest.mark.slow
-def test_more_than_two_to_the_31_values_are_addressed_right(version):
+@pytest.mark.parametrize(
+    ("backend", "device"),
+    [("native", "cpu"), pytest.param("torch", "cuda", marks=pytest.mark.gpu)],
+)
+def test_more_than_two_to_the_31_values_are_addressed_right(backend, device):
     p = 2**29 + 1
-    x = torch.empty(4, p, dtype=torch.float16, device=version)
+    x = torch.empty(4, p, dtype=torch.float16, device=device)
     for row in x:
-        row.copy_(torch.randint(-2, 3, (p,), dtype=torch.int8))
-    # Small whole numbers minus their mean: exact sums tell every address apart.
-    k, expected = gram(x).k.cpu(), torch.zeros(4, 4, dtype=torch.float64)
+        row[: 2**29] = torch.randint(-2, 3, (2**20,), dtype=torch.float16).repeat(2**9)
+        row[-1] = 100  # read in place of any other, it shows
+    k, expected = gram(x, backend=backend).k.cpu(), torch.zeros(4, 4, dtype=torch.float64)
     for chunk in x.split(1 << 24, dim=1):
         values = chunk.double()
         values -= values.mean(0)
