@@ -10,20 +10,24 @@ import torch
 # eps is that of the accumulator: 2^-23, and 2^-52 for float64 activations. Sums run over batches.
 PRODUCTS = 32.0
 VALUES = 4.0
-# |K without its diagonal| / |U| beyond which rounding in float32 may show in CKA's fourth digit.
-WARN_ABOVE = 1e4
+# |K without its diagonal| / |U| beyond which rounding in float32 may show in CKA's fifth digit.
+DIGITS_LOST = 1e3
 
 # Columns of the sums that decide, the first four of the summary of kernels.finish.
 CENTRED, HOLLOW, SPREAD, RAW = range(4)
 
 
 def is_constant(sums: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-    """Which layers do not vary: sums [L, 4] over all batches, eps [L] -> [L] bool."""
-    products = sums[:, CENTRED] <= (PRODUCTS * eps) ** 2 * sums[:, HOLLOW]
-    values = sums[:, SPREAD] <= (VALUES * eps) ** 2 * sums[:, RAW]
-    return products | values
+    """Which layers do not vary: sums [L, 4] over all batches, eps [L, 2] -> [L] bool.
+
+    eps: of the sums of products, and of the Gram matrix (float64 where it is Gaussian).
+    """
+    values = sums[:, SPREAD] <= (VALUES * eps[:, 0]) ** 2 * sums[:, RAW]
+    products = sums[:, CENTRED] <= (PRODUCTS * eps[:, 1]) ** 2 * sums[:, HOLLOW]
+    return values | products
 
 
-def cancellation(sums: torch.Tensor) -> torch.Tensor:
-    """|K without its diagonal| / |U| of each layer: how many digits centring has cost."""
-    return torch.sqrt(sums[:, HOLLOW] / sums[:, CENTRED])
+def has_lost_digits(sums: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+    """Where centring leaves less than 1/DIGITS_LOST of a Gram matrix added up in float32."""
+    in_float32 = eps[:, 1] > torch.finfo(torch.float64).eps
+    return in_float32 & (sums[:, HOLLOW] > DIGITS_LOST**2 * sums[:, CENTRED])

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from fastcka.kernels import Finished, finish, gram, packed_length, rbf
+from fastcka.kernels.precision import accumulator
 
 
 class GramStack:
@@ -41,15 +42,13 @@ class GramStack:
         self.estimator, self.gram, self.bandwidth = estimator, gram, bandwidth
         self.operand, self.backend = operand, backend
         count = len(self.layers)
-        sizes = {
-            "packed": packed_length(n, estimator),
-            "diagonal": n,  # with the row sums: enough to recover the Gram matrix itself
-            "row_sums": n,
-            "summary": 5,  # of kernels.finish
-        }
-        for name, size in sizes.items():
-            setattr(self, name, torch.empty(count, size, dtype=torch.float64, device=device))
-        self.eps = torch.zeros(count, dtype=torch.float64, device="cpu")
+        new = torch.empty(0, dtype=torch.float64, device=device).new_empty
+        self.packed = new(count, packed_length(n, estimator))
+        self.diagonal = new(count, n)  # with the row sums: enough to recover the Gram matrix
+        self.row_sums = new(count, n)
+        self.summary = new(count, 5)  # of kernels.finish
+        # eps of the sums of products, and of the centred Gram matrix made of them
+        self.eps = torch.zeros(count, 2, dtype=torch.float64, device="cpu")
         self._missing = set(range(count))
 
     def put(self, row: int, x: torch.Tensor) -> None:
@@ -64,15 +63,15 @@ class GramStack:
             raise RuntimeError(
                 f"layer {name!r} is on {x.device}, but the batch began on {self.packed.device}"
             )
+        # Of the accumulator, also for 16-bit activations: their values as received are exact.
+        eps = torch.finfo(accumulator(x.dtype)).eps
         if self.gram == "rbf":
-            batch = rbf(batch, 1.0 if self.bandwidth is None else self.bandwidth)
+            batch = rbf(batch, 1.0 if self.bandwidth is None else self.bandwidth, eps)
         into = Finished(self.packed[row], self.diagonal[row], self.row_sums[row], self.summary[row])
         finish(batch, estimator=self.estimator, into=into, backend=self.backend)
-        # 16-bit activations are constant by the same measure as float32: the values as received
-        # are exact, and what float32 accumulation resolves is what counts.
-        self.eps[row] = torch.finfo(
-            torch.float64 if x.dtype == torch.float64 else torch.float32
-        ).eps
+        # A Gaussian matrix is computed in float64 from the distances, whatever they came from.
+        own = torch.finfo(torch.float64).eps if self.gram == "rbf" else eps
+        self.eps[row] = torch.tensor([eps, own], dtype=torch.float64, device="cpu")
         self._missing.discard(row)
 
     def check_complete(self) -> None:

@@ -34,7 +34,7 @@ class LayerTotals:
         zeros = torch.zeros(layers, dtype=torch.float64, device="cpu")
         self.sums = zeros.new_zeros(layers, 4)
         self.conditioning = zeros  # |raw K| / rms(U), the largest of any batch
-        self.eps = zeros
+        self.eps = zeros.new_zeros(layers, 2)
         self.first_bad = torch.full_like(zeros, NEVER, dtype=torch.int64)
 
     def add(self, stack: GramStack, number: int) -> None:
@@ -79,8 +79,7 @@ class LayerTotals:
         """One sentence for every layer that has no value, or an uncertain one."""
         told = []
         first_bad, constant = self.first_bad.tolist(), self.constant().tolist()
-        lost = conditioning.cancellation(self.sums) > conditioning.WARN_ABOVE
-        lost = (lost & (self.eps > torch.finfo(torch.float64).eps)).tolist()
+        lost = conditioning.has_lost_digits(self.sums, self.eps).tolist()
         for row, name in enumerate(names):
             layer = f"layer {name!r}{whose}"
             if first_bad[row] != NEVER:
@@ -95,6 +94,6 @@ class LayerTotals:
             elif lost[row]:
                 told.append(
                     f"{layer} is dominated by few examples, and its Gram matrix has lost digits; "
-                    "its CKA may be off in the fourth digit: give it in float64"
+                    "its CKA may be off by more than 1e-5: give it in float64"
                 )
         return told

@@ -8,7 +8,8 @@ from data import DTYPES, as_float64, defined_cka, related
 from tolerance import CKA, FLOAT64, HSIC, assert_close
 
 import fastcka
-from fastcka import CKAWarning, stored_features
+from fastcka import CKAWarning, centred_rows, stored_features
+from fastcka.centred_rows import CentredRows, GaussianRows
 from fastcka.maths import gram, hsic
 
 ESTIMATORS = ["unbiased", "biased"]
@@ -29,11 +30,11 @@ def test_cka_gives_the_reference_numbers():
 
 
 def one_batch(x, y, estimator):
-    return stored_features._one_batch(x, y, estimator, "linear", None)
+    return stored_features._one_batch(x, y, estimator, "linear", None)[0]
 
 
 def row_blocks(x, y, estimator):
-    a, b = stored_features._Rows(x), stored_features._Rows(y)
+    a, b = CentredRows(x), CentredRows(y)
     return stored_features.InnerProducts(
         x.shape[0],
         *(stored_features._row_blocks(a, b, estimator)[name].value for name in ("xy", "xx", "yy")),
@@ -43,7 +44,7 @@ def row_blocks(x, y, estimator):
 
 
 def feature_space(x, y, estimator):
-    a, b = stored_features._Rows(x), stored_features._Rows(y)
+    a, b = CentredRows(x), CentredRows(y)
     pairs = ((a, b), (a, a), (b, b))
     values = [stored_features._feature_space(*pair, estimator).value for pair in pairs]
     return stored_features.InnerProducts(x.shape[0], *values, False, False)
@@ -55,9 +56,9 @@ def feature_space(x, y, estimator):
 def test_every_route_gives_the_inner_products_of_the_definition(
     monkeypatch, route, estimator, shape
 ):
-    monkeypatch.setattr(stored_features, "ROWS", 16)
-    monkeypatch.setattr(stored_features, "FEATURES", 11)
-    monkeypatch.setattr(stored_features, "CHUNK", 13)
+    monkeypatch.setattr(centred_rows, "ROWS", 16)
+    monkeypatch.setattr(centred_rows, "FEATURES", 11)
+    monkeypatch.setattr(centred_rows, "CHUNK", 13)
     x, y = related(*shape)
     x, y = x + 10, y - 3
     k, l_ = gram.linear(x.numpy()), gram.linear(y.numpy())
@@ -77,7 +78,7 @@ def test_every_route_gives_the_inner_products_of_the_definition(
 @pytest.mark.parametrize("grams", ["linear", "rbf"])
 def test_the_sizes_choose_a_route_but_not_the_number(monkeypatch, estimator, p, q, limit, grams):
     monkeypatch.setattr(stored_features, "ONE_BATCH", limit)
-    monkeypatch.setattr(stored_features, "ROWS", 16)
+    monkeypatch.setattr(centred_rows, "ROWS", 16)
     x, y = related(41, p, q)
     expected = defined_cka(x, y, estimator=estimator, gram=grams)
     # The median of the distances is found to float32 where they are not all held.
@@ -88,13 +89,13 @@ def test_the_sizes_choose_a_route_but_not_the_number(monkeypatch, estimator, p, 
 @pytest.mark.parametrize("n", [40, 41])
 @pytest.mark.parametrize("duplicates", [False, True])
 def test_the_median_in_blocks_is_the_median(monkeypatch, n, duplicates):
-    monkeypatch.setattr(stored_features, "ROWS", 16)
+    monkeypatch.setattr(centred_rows, "ROWS", 16)
     x = related(n, 12, 3)[0]
     if duplicates:
         x[: n - 5] = x[0]
-    rows = stored_features._GaussianRows(x, 1.0)
+    rows = GaussianRows(x, 1.0)
     d2 = ((x[:, None] - x) ** 2).sum(-1).numpy()
-    assert_close(rows._median() / rows.scale**2, np.median(d2), 2e-7 * d2.max())
+    assert_close(rows.median_of_squared_distances() / rows.scale**2, np.median(d2), 2e-7 * d2.max())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -126,6 +127,18 @@ def test_numpy_and_torch_of_all_kinds_give_the_same_number():
     assert_close(reversed_rows, expected, 1e-7)
     assert_close(fastcka.cka(x.reshape(50, 4, 5), y), expected, 1e-12)
     assert_close(fastcka.cka(x.astype(np.float64), torch.from_numpy(y)), expected, 1e-7)
+
+
+@pytest.mark.parametrize("limit", [16, 2048])
+@pytest.mark.parametrize("grams", ["linear", "rbf"])
+def test_inputs_are_not_changed(monkeypatch, limit, grams):
+    monkeypatch.setattr(stored_features, "ONE_BATCH", limit)
+    for p in (9, 90):
+        x, y = related(40, p, 12)
+        copies = x.clone(), y.clone()
+        fastcka.cka(x, y, gram=grams)
+        assert torch.equal(x, copies[0])
+        assert torch.equal(y, copies[1])
 
 
 def test_a_representation_with_itself_is_exactly_one():

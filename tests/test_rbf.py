@@ -4,7 +4,7 @@ from data import related
 from tolerance import FLOAT64, assert_close
 
 from fastcka.kernels import gram, rbf
-from fastcka.kernels.rbf import median
+from fastcka.kernels.gaussian import median
 from fastcka.maths import gram as definition
 
 

@@ -9,7 +9,7 @@
 """
 
 from fastcka.kernels.dispatch import using
+from fastcka.kernels.gaussian import rbf
 from fastcka.kernels.operations import Finished, Gram, finish, gram, hsic_pairs, packed_length
-from fastcka.kernels.rbf import rbf
 
 __all__ = ["Finished", "Gram", "finish", "gram", "hsic_pairs", "packed_length", "rbf", "using"]

@@ -34,7 +34,7 @@ class Finished(NamedTuple):
 
 
 def gram(
-    x: torch.Tensor, *, operand: torch.dtype | None = None, backend: str | None = None
+    x: torch.Tensor, *, operand: str | torch.dtype | None = None, backend: str | None = None
 ) -> Gram:
     """Multiply the centred rows of a batch of activations with each other.
 
@@ -43,9 +43,9 @@ def gram(
 
     Args:
         x: [n, ...], float16, bfloat16, float32 or float64; read in place where rows are dense.
-        operand: type of the values that are multiplied, float32, float16 or bfloat16; None is
-            float32 on a CPU, and on a GPU the type of 16-bit activations. float64 activations are
-            multiplied in float64.
+        operand: type of the values that are multiplied, "fp32", "fp16" or "bf16"; None is fp32 on
+            a CPU, and on a GPU the type of 16-bit activations. float64 activations are multiplied
+            in float64.
         backend: "native" or "torch"; None picks, see `fastcka info`.
 
     Returns:
@@ -67,7 +67,7 @@ def gram(
     """
     check_activations(x, "x")
     rows = as_rows(x)
-    operand = resolve_operand(operand, rows)
+    operand = resolve_operand(operand_dtype(operand), rows)
     k = torch.empty(rows.shape[0], rows.shape[0], dtype=torch.float64, device=rows.device)
     stats = torch.empty(3, dtype=torch.float64, device=rows.device)
     dispatch.choose("gram", rows.device, backend)(rows, operand, k, stats)
@@ -185,8 +185,8 @@ def resolve_operand(operand: torch.dtype | None, x: torch.Tensor) -> torch.dtype
 
 def operand_dtype(operand: str | torch.dtype | None) -> torch.dtype | None:
     """The dtype that an `operand` argument names: "fp32", "fp16", "bf16", a dtype, or None."""
-    if operand is None or operand in OPERANDS.values():
+    if operand is None or (isinstance(operand, torch.dtype) and operand in OPERANDS.values()):
         return operand
-    if operand in OPERANDS:
+    if isinstance(operand, str) and operand in OPERANDS:
         return OPERANDS[operand]
     raise ValueError(f"`operand` must be 'fp32', 'fp16' or 'bf16', but is {operand!r}")

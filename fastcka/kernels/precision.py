@@ -9,6 +9,14 @@ from contextlib import contextmanager
 
 import torch
 
+# Features whose products are added up in float32 before they join a float64 sum.
+CHUNK = 16_384
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The type in which products of activations are added up: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
 
 @contextmanager
 def full_precision_products(device: torch.device) -> Iterator[None]:

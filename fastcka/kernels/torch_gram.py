@@ -2,20 +2,16 @@
 
 import torch
 
-from fastcka.kernels.precision import full_precision_products
-
-# Features whose products are added up in float32 before they join the float64 sum.
-CHUNK = 16_384
+from fastcka.kernels.precision import CHUNK, accumulator, full_precision_products
 
 
 def gram(x: torch.Tensor, operand: torch.dtype, k: torch.Tensor, stats: torch.Tensor) -> None:
-    accumulator = torch.float64 if x.dtype == torch.float64 else torch.float32
     exponent = _exponent(x, operand)
     k.zero_()
     stats.zero_()
     with full_precision_products(x.device):
         for start in range(0, x.shape[1], CHUNK):
-            part = torch.ldexp(x[:, start : start + CHUNK].to(accumulator), -exponent)
+            part = torch.ldexp(x[:, start : start + CHUNK].to(accumulator(x.dtype)), -exponent)
             # Around the first row, so that the mean of equal rows is that row to the last bit.
             mean = part[0] + (part - part[0]).mean(0)
             part = part - mean
