@@ -1,6 +1,6 @@
 """What a user hands over as one batch, put in the order of the layers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
@@ -8,8 +8,8 @@ from fastcka.gram_stack import check_examples
 
 
 def layer_names(model: str, names: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(names, str):
-        raise TypeError(f"the layers of model {model!r} must be a list of names, not one string")
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise TypeError(f"the layers of model {model!r} must be a list of names, but are {names!r}")
     names = tuple(names)
     if not names:
         raise ValueError(f"model {model!r} has no layers")
@@ -34,6 +34,11 @@ def in_order(model: str, names: tuple[str, ...], given) -> list[torch.Tensor]:
         raise TypeError(
             f"give the activations of model {model!r} as a list with one tensor a layer, "
             "not as one tensor"
+        )
+    if not isinstance(given, Iterable):
+        raise TypeError(
+            f"the activations of model {model!r} must be a list of tensors, but are "
+            f"{type(given).__name__}"
         )
     given = list(given)
     if len(given) != len(names):

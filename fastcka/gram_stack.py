@@ -51,6 +51,11 @@ class GramStack:
         self.eps = torch.zeros(count, 2, dtype=torch.float64, device="cpu")
         self._missing = set(range(count))
 
+    @property
+    def measure(self) -> tuple:
+        """All that two stacks must share to be added up."""
+        return (self.layers, self.estimator, self.gram, self.bandwidth, self.operand)
+
     def put(self, row: int, x: torch.Tensor) -> None:
         """Reduce the activations [n, ...] of layer `row` to its packed Gram matrix."""
         name = self.layers[row]

@@ -14,10 +14,13 @@ NEVER = torch.iinfo(torch.int64).max
 class Block:
     """Weighted HSICs of the batches that share a block."""
 
-    def __init__(self, weight: float):
-        self.weight = weight
-        self.pairs: dict[tuple[str, str], torch.Tensor] = {}  # [L, M]
-        self.own: dict[str, torch.Tensor] = {}  # [L]
+    def __init__(
+        self,
+        weight: float,
+        pairs: dict[tuple[str, str], torch.Tensor],  # [L, M] each
+        own: dict[str, torch.Tensor],  # [L] each
+    ):
+        self.weight, self.pairs, self.own = weight, pairs, own
 
     def add(self, other: "Block") -> None:
         self.weight += other.weight

@@ -1,5 +1,6 @@
 """The choices that measures share, checked in one place."""
 
+import numbers
 from collections.abc import Sequence
 
 ESTIMATORS = ("unbiased", "biased")
@@ -11,11 +12,13 @@ def check_options(estimator: str, gram: str, bandwidth: float | None) -> None:
     check_choice("gram", gram, GRAMS)
     if bandwidth is not None and gram != "rbf":
         raise ValueError("`bandwidth` belongs to gram='rbf'")
-    if bandwidth is not None and not 0 < bandwidth < float("inf"):
-        raise ValueError(f"`bandwidth` must be a positive number, but is {bandwidth}")
+    if bandwidth is None:
+        return
+    if not isinstance(bandwidth, numbers.Real) or not 0 < bandwidth < float("inf"):
+        raise ValueError(f"`bandwidth` must be a positive number, but is {bandwidth!r}")
 
 
 def check_choice(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         choices = ", ".join(repr(choice) for choice in known)
         raise ValueError(f"`{name}` must be one of {choices}, but is {value!r}")

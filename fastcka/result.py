@@ -1,12 +1,13 @@
 """What a measurement returns: the matrix, its error bars, and how it was obtained."""
 
+import numbers
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CKAResult:
     """CKA between every layer of one network and every layer of another.
 
@@ -38,7 +39,10 @@ class CKAResult:
         """Confidence interval for the CKA of the population: cka ± t · stderr.
 
         t is the quantile of Student's distribution with k − 1 degrees of freedom, k the blocks of
-        batches. Meant for k >= 10 independent batches; repeated passes add no blocks.
+        batches. Meant for k >= 10 independent batches of light-tailed data: 95 % intervals then
+        cover the truth in 93 to 97 % of cases. With weighting="equal" and a last batch much smaller
+        than the others they are too wide; with fewer batches and a small last one, too narrow.
+        Repeated passes add no blocks.
 
         Args:
             level: between 0 and 1.
@@ -54,8 +58,8 @@ class CKAResult:
         >>> bool(low < high)
         True
         """
-        if not 0 < level < 1:
-            raise ValueError(f"`level` must lie between 0 and 1, but is {level}")
+        if not isinstance(level, numbers.Real) or not 0 < level < 1:
+            raise ValueError(f"`level` must lie between 0 and 1, but is {level!r}")
         from scipy.stats import t
 
         freedom = self.meta["n_blocks"] - 1

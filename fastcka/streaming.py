@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-import operator
+import numbers
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -15,8 +15,7 @@ from fastcka.batch import examples, in_order, layer_names
 from fastcka.gram_stack import GramStack
 from fastcka.hsic_sums import Block, LayerTotals
 from fastcka.jackknife import Sums, add, ratio, standard_error
-from fastcka.kernels import hsic_pairs
-from fastcka.kernels.dispatch import check_backend
+from fastcka.kernels import dispatch, hsic_pairs, native
 from fastcka.kernels.operations import operand_dtype
 from fastcka.options import check_choice, check_options
 from fastcka.result import CKAResult, CKAResults
@@ -28,6 +27,7 @@ BLOCKS = 256
 # Unbiased HSIC divides by n − 3, and the biased one is kept to the same batches.
 SMALLEST_BATCH = 4
 WEIGHTINGS = ("pairs", "equal")
+LARGEST_INDEX = 2**62
 SCHEMA = 1
 
 
@@ -43,7 +43,7 @@ class MinibatchCKA:
             layer names.
         layers_b: names of the layers of a second model; None compares the first with itself.
 
-    Other args:
+    Args (by name):
         weighting: "pairs" weighs a batch by the normaliser of its HSIC, n(n−3) unbiased and (n−1)²
             biased; "equal" weighs all batches alike.
         estimator: "unbiased" (HSIC_1 [Song et al. 2012]) or "biased" [Gretton et al. 2005], whose
@@ -88,8 +88,9 @@ class MinibatchCKA:
         self.gram, self.bandwidth = gram, bandwidth
         self.operand = operand_dtype(operand)
         if backend is not None:
-            check_backend(backend)
+            dispatch.check_backend(backend)
         self.backend = backend
+        self._measure = (estimator, gram, bandwidth, self.operand)
         self._many = isinstance(layers_a, Mapping)
         if self._many:
             if layers_b is not None:
@@ -107,6 +108,7 @@ class MinibatchCKA:
         self._blocks: dict[int, Block] = {}
         self._totals = {model: LayerTotals(len(names)) for model, names in self.layers.items()}
         self._numbered: str | None = None  # "arrival" or "index": how batches got their number
+        self._ran_on: dict = {}
         self.n_batches = self.n_examples = 0
         self.skipped_batches = self.skipped_examples = 0
 
@@ -126,6 +128,9 @@ class MinibatchCKA:
         Raises:
             ValueError: layers are missing, unknown or of different numbers of examples.
             TypeError: activations are no floating tensors.
+            RuntimeError: activations of one model are on different devices.
+
+        After an error the sums are as they were.
         """
         given = self._by_model(xs, ys)
         n = examples(given, self.layers)
@@ -166,31 +171,43 @@ class MinibatchCKA:
         sizes = {model: stack.n for model, stack in stacks.items()}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"the models were given different numbers of examples: {sizes}")
-        for stack in stacks.values():
-            stack.check_complete()
-        number = self._number(index)
-        n = next(iter(sizes.values()))
-        normaliser = float(n * (n - 3) if self.estimator == "unbiased" else (n - 1) ** 2)
-        pairs = self.weighting == "pairs"
-        block, factor = Block(normaliser if pairs else 1.0), 1.0 if pairs else 1.0 / normaliser
-        for a, b in self._pairs:
-            packed = stacks[a].packed, None if a == b else stacks[b].packed
-            block.pairs[a, b] = factor * hsic_pairs(*packed, backend=self.backend)
         for model, stack in stacks.items():
-            block.own[model] = (
-                block.pairs[model, model].diagonal().clone()
-                if (model, model) in block.pairs
-                else factor * stack.summary[:, conditioning.CENTRED]
-            )
+            stack.check_complete()
+            if stack.measure != (self.layers[model], *self._measure):
+                raise ValueError(f"the stack of {model!r} was made for other layers or options")
+        number = self._number(index)
+        block = self._block_of(stacks, next(iter(sizes.values())))
+        ran_on = _where_it_ran(next(iter(stacks.values())).packed.device, self.backend)
+        # All is computed: from here on nothing fails.
+        for model, stack in stacks.items():
             self._totals[model].add(stack, number)
         where = number % BLOCKS
         if where in self._blocks:
             self._blocks[where].add(block)
         else:
             self._blocks[where] = block
+        self._numbered = "arrival" if index is None else "index"
+        self._ran_on = ran_on
         self.n_batches += 1
-        self.n_examples += n
+        self.n_examples += next(iter(sizes.values()))
         return self
+
+    def _block_of(self, stacks: Mapping[str, GramStack], n: int) -> Block:
+        """The weighted HSICs of one batch."""
+        normaliser = float(n * (n - 3) if self.estimator == "unbiased" else (n - 1) ** 2)
+        pairs_count = self.weighting == "pairs"
+        factor = 1.0 if pairs_count else 1.0 / normaliser
+        pairs, own = {}, {}
+        for a, b in self._pairs:
+            packed = stacks[a].packed, None if a == b else stacks[b].packed
+            pairs[a, b] = factor * hsic_pairs(*packed, backend=self.backend)
+        for model, stack in stacks.items():
+            own[model] = (
+                pairs[model, model].diagonal().clone()
+                if (model, model) in pairs
+                else factor * stack.summary[:, conditioning.CENTRED]
+            )
+        return Block(normaliser if pairs_count else 1.0, pairs, own)
 
     def merge(self, other: "MinibatchCKA") -> "MinibatchCKA":
         """Add what another accumulator of the same layers and options has seen.
@@ -209,6 +226,7 @@ class MinibatchCKA:
         if self._numbered and other._numbered and self._numbered != other._numbered:
             raise ValueError("cannot merge batches numbered by arrival with batches with an index")
         shift = self.n_batches if other._numbered == "arrival" else 0
+        self._ran_on = self._ran_on or other._ran_on
         for where, block in other._blocks.items():
             place = (where + shift) % BLOCKS
             if place in self._blocks:
@@ -253,23 +271,21 @@ class MinibatchCKA:
 
     def state_dict(self) -> dict:
         """All that `load_state_dict` needs, as tensors and plain values under fixed names."""
-        order = sorted(self._blocks)
+        blocks = sorted(self._blocks.items())
         tensors = {
-            "block": torch.tensor(order, dtype=torch.int64),
-            "weight": torch.tensor([self._blocks[i].weight for i in order], dtype=torch.float64),
+            "block": torch.tensor([where for where, _ in blocks], dtype=torch.int64),
+            "weight": torch.tensor([block.weight for _, block in blocks], dtype=torch.float64),
         }
-        for position, (a, b) in enumerate(self._pairs):
-            if order:
-                tensors[f"pair.{position}"] = torch.stack(
-                    [self._blocks[i].pairs[a, b].cpu() for i in order]
-                )
-        for position, model in enumerate(self.layers):
-            if order:
-                tensors[f"own.{position}"] = torch.stack(
-                    [self._blocks[i].own[model].cpu() for i in order]
-                )
-            for name, value in self._totals[model].tensors().items():
-                tensors[f"{name}.{position}"] = value.cpu().clone()
+        for i, pair in enumerate(self._pairs):
+            tensors[f"pair.{i}"] = [block.pairs[pair] for _, block in blocks]
+        for i, (model, totals) in enumerate(self._totals.items()):
+            tensors[f"own.{i}"] = [block.own[model] for _, block in blocks]
+            tensors |= {f"{name}.{i}": value.cpu() for name, value in totals.tensors().items()}
+        for name, shape in self._shapes(len(blocks)).items():
+            if isinstance(tensors[name], list):
+                parts = [part.cpu() for part in tensors[name]]
+                empty = torch.empty(shape, dtype=torch.float64, device="cpu")
+                tensors[name] = torch.stack(parts) if parts else empty
         return {"config": self._config(), "counts": self._counts(), "tensors": tensors}
 
     def load_state_dict(self, state: Mapping) -> None:
@@ -279,26 +295,46 @@ class MinibatchCKA:
             ValueError: the state belongs to other options or layers, or to another version of the
                 format; the message names the difference. Nothing is changed then.
         """
-        missing = {"config", "counts", "tensors"} - set(state)
-        if missing:
-            raise ValueError(f"this is no state of MinibatchCKA: it lacks {sorted(missing)}")
+        if not isinstance(state, Mapping) or not {"config", "counts", "tensors"} <= set(state):
+            raise ValueError(
+                "this is no state of MinibatchCKA: it needs `config`, `counts` and `tensors`"
+            )
         _check_same(self._config(), state["config"], "load")
-        tensors = state["tensors"]
-        order = tensors["block"].tolist()
-        blocks = {}
-        for place, where in enumerate(order):
-            block = Block(weight=float(tensors["weight"][place]))
-            for position, pair in enumerate(self._pairs):
-                block.pairs[pair] = tensors[f"pair.{position}"][place].clone()
-            for position, model in enumerate(self.layers):
-                block.own[model] = tensors[f"own.{position}"][place].clone()
-            blocks[where] = block
+        counts, tensors = state["counts"], state["tensors"]
+        _check_same(dict.fromkeys(self._counts()), dict.fromkeys(counts), "load the counts")
+        blocks = len(tensors.get("block", ()))
+        shapes = {"block": (blocks,), "weight": (blocks,)} | self._shapes(blocks)
+        _check_same(
+            shapes,
+            {name: tuple(value.shape) for name, value in tensors.items()},
+            "load the tensors",
+        )
+        self._blocks = {
+            int(where): Block(
+                float(tensors["weight"][place]),
+                {p: tensors[f"pair.{i}"][place].clone() for i, p in enumerate(self._pairs)},
+                {m: tensors[f"own.{i}"][place].clone() for i, m in enumerate(self.layers)},
+            )
+            for place, where in enumerate(tensors["block"])
+        }
         for position, totals in enumerate(self._totals.values()):
             totals.load({name: tensors[f"{name}.{position}"] for name in totals.tensors()})
-        self._blocks = blocks
-        self._numbered = state["counts"]["numbered"]
-        for name in ("n_batches", "n_examples", "skipped_batches", "skipped_examples"):
-            setattr(self, name, state["counts"][name])
+        self._numbered, self._ran_on = counts["numbered"], dict(counts["ran_on"])
+        self.n_batches, self.n_examples = counts["n_batches"], counts["n_examples"]
+        self.skipped_batches = counts["skipped_batches"]
+        self.skipped_examples = counts["skipped_examples"]
+
+    def _shapes(self, blocks: int) -> dict[str, tuple[int, ...]]:
+        """Of the tensors of a state with so many blocks."""
+        size = {model: len(names) for model, names in self.layers.items()}
+        shapes = {}
+        for i, (a, b) in enumerate(self._pairs):
+            shapes[f"pair.{i}"] = (blocks, size[a], size[b])
+        for i, (model, totals) in enumerate(self._totals.items()):
+            shapes[f"own.{i}"] = (blocks, size[model])
+            for name, value in totals.tensors().items():
+                shapes[f"{name}.{i}"] = tuple(value.shape)
+        return shapes
 
     def _config(self) -> dict:
         return {
@@ -315,6 +351,7 @@ class MinibatchCKA:
     def _counts(self) -> dict:
         return {
             "numbered": self._numbered,
+            "ran_on": self._ran_on,
             "n_batches": self.n_batches,
             "n_examples": self.n_examples,
             "skipped_batches": self.skipped_batches,
@@ -334,11 +371,11 @@ class MinibatchCKA:
             raise ValueError(
                 "either every batch has an `index` or none has; this one differs from those before"
             )
-        number = self.n_batches if index is None else operator.index(index)
-        if number < 0:
-            raise ValueError(f"`index` must be a whole number from 0 on, but is {number}")
-        self._numbered = numbered
-        return number
+        if index is None:
+            return self.n_batches
+        if not isinstance(index, numbers.Integral) or not 0 <= index < LARGEST_INDEX:
+            raise ValueError(f"`index` must be a whole number from 0 on, but is {index!r}")
+        return int(index)
 
     def _by_model(self, xs, ys) -> dict[str, list[torch.Tensor]]:
         if self._many:
@@ -384,15 +421,14 @@ class MinibatchCKA:
         config = self._config()
         meta = {name: config[name] for name in config if name not in ("schema", "layers", "pairs")}
         meta |= {
-            "backend": self.backend,
             "n_blocks": len(blocks),
             "skipped_batches": self.skipped_batches,
             "skipped_examples": self.skipped_examples,
-            "threads": torch.get_num_threads(),
             "fastcka": version("fastcka"),
             "torch": torch.__version__,
             "conditioning_a": self._totals[a].conditioning.tolist(),
             "conditioning_b": self._totals[b].conditioning.tolist(),
+            **self._ran_on,
         }
         return CKAResult(
             cka=cka,
@@ -409,9 +445,24 @@ class MinibatchCKA:
         )
 
 
+def _where_it_ran(device: torch.device, backend: str | None) -> dict:
+    name = dispatch.name_of("gram", device, backend)
+    return {
+        "device": str(device),
+        "backend": name,
+        "isa": native.module.isa() if name == "native" else None,
+        "threads": torch.get_num_threads(),
+    }
+
+
 def _check_same(ours: dict, theirs: Mapping, verb: str) -> None:
+    theirs = theirs if isinstance(theirs, Mapping) else {}
+    for name in sorted(set(theirs) - set(ours)):
+        raise ValueError(f"cannot {verb}: `{name}` is not known here")
     for name, value in ours.items():
-        if theirs.get(name) != value:
+        if name not in theirs:
+            raise ValueError(f"cannot {verb}: `{name}` is missing")
+        if theirs[name] != value:
             raise ValueError(
                 f"cannot {verb}: `{name}` is {value!r} here, but {theirs.get(name)!r} there"
             )

@@ -29,6 +29,23 @@ def with_index():
     return cka
 
 
+def put(stack):
+    stack.put(0, x)
+    return stack
+
+
+def without(part, name):
+    state = filled().state_dict()
+    del state[part][name]
+    return state
+
+
+def cut_short():
+    state = filled().state_dict()
+    state["tensors"]["pair.0"] = state["tensors"]["pair.0"][:0]
+    return state
+
+
 def uneven():
     cka = two()
     stacks = {"a": cka.stack("a", 8), "b": cka.stack("b", 6)}
@@ -48,12 +65,17 @@ REFUSALS = [
     (lambda: fastcka.cka(x[:, :0], y), ValueError, r"`x` is empty: its shape is \[8, 0\]"),
     (lambda: fastcka.cka(x.to_sparse(), y), TypeError, "`x` must be a dense tensor"),
     (lambda: fastcka.cka(x, y.to("meta")), RuntimeError, "`x` is on cpu and `y` on meta"),
+    (lambda: fastcka.cka(x.to("meta"), y.to("meta")), RuntimeError, "on the meta device: they have no"),
+    (lambda: fastcka.cka(x, np.ma.masked_array(y.numpy())), TypeError, "`y` is a masked array"),
     (lambda: fastcka.cka(x, y, estimator="best"), ValueError, "`estimator` must be one of 'unbia"),
     (lambda: fastcka.cka(x, y, gram="cubic"), ValueError, "`gram` must be one of 'linear', 'rbf'"),
     (lambda: fastcka.hsic(x, y, bandwidth=1.0), ValueError, "`bandwidth` belongs to gram='rbf'"),
+    (lambda: fastcka.hsic(x, y, gram="rbf", bandwidth="1"), ValueError, "must be a positive number, but is '1'"),
     (lambda: fastcka.hsic(x, y, gram="rbf", bandwidth=0.0), ValueError, "must be a positive number"),
     # accumulators
-    (lambda: MinibatchCKA("conv"), TypeError, "must be a list of names, not one string"),
+    (lambda: MinibatchCKA("conv"), TypeError, "must be a list of names, but are 'conv'"),
+    (lambda: MinibatchCKA(5), TypeError, "must be a list of names, but are 5"),
+    (lambda: MinibatchCKA(["a"]).update(3), TypeError, "must be a list of tensors, but are int"),
     (lambda: MinibatchCKA([]), ValueError, "model 'a' has no layers"),
     (lambda: MinibatchCKA({}), ValueError, "`layers_a` names no model"),
     (lambda: MinibatchCKA(["a", "a"]), ValueError, "model 'a' names 'a' twice"),
@@ -75,6 +97,12 @@ REFUSALS = [
     (lambda: two().update({"a0": x, "c": x}, [y]), ValueError, r"missing \['a1'\], unknown \['c'\]"),
     (lambda: MinibatchCKA({"m": ["a"]}).update([x]), ValueError, "give one mapping with .* of m"),
     (lambda: MinibatchCKA(["a"]).update([x], index=-1), ValueError, "from 0 on, but is -1"),
+    (lambda: MinibatchCKA(["a"]).update([x], index=1.5), ValueError, "from 0 on, but is 1.5"),
+    (lambda: MinibatchCKA(["a"]).update([x], index=2**63), ValueError, "from 0 on, but is 9223"),
+    (lambda: MinibatchCKA(["a"], operand=["fp16"]), ValueError, "`operand` must be 'fp32', 'fp16' or"),
+    (lambda: filled().add({"a": MinibatchCKA(["b"]).stack("a", 8)}), ValueError, "no activations were"),
+    (lambda: filled().add({"a": put(MinibatchCKA(["a"], gram="rbf").stack("a", 8))}), ValueError,
+     "the stack of 'a' was made for other layers or options"),
     (lambda: filled().update([x], index=3), ValueError, "either every batch has an `index` or none"),
     (lambda: filled(operand="fp16").update([x.double()]), TypeError, "multiplied in float64, not"),
     (uneven, ValueError, "different numbers of examples: {'a': 8, 'b': 6}"),
@@ -89,12 +117,21 @@ REFUSALS = [
     (lambda: (lambda cka: cka.merge(cka))(filled()), ValueError, "cannot merge an accumulator with"),
     (lambda: filled().merge(two()), ValueError, "cannot merge: `layers` is"),
     (lambda: filled().merge(with_index()), ValueError, "numbered by arrival with batches with an"),
-    (lambda: filled().load_state_dict({}), ValueError, "this is no state of MinibatchCKA: it lacks"),
+    (lambda: filled().load_state_dict({}), ValueError, "this is no state of MinibatchCKA: it needs `config`"),
     (lambda: filled().load_state_dict(filled(gram="rbf").state_dict()), ValueError,
      "cannot load: `gram` is 'linear' here, but 'rbf' there"),
+    (lambda: filled().load_state_dict(without("counts", "n_batches")), ValueError,
+     "cannot load the counts: `n_batches` is missing"),
+    (lambda: filled().load_state_dict(without("tensors", "sums.0")), ValueError,
+     "cannot load the tensors: `sums.0` is missing"),
+    (lambda: filled().load_state_dict(cut_short()), ValueError,
+     r"cannot load the tensors: `pair.0` is \(1, 1, 1\) here, but \(0, 1, 1\) there"),
+    (lambda: filled().compute().ci("0.9"), ValueError, "but is '0.9'"),
     (lambda: filled().compute().ci(1.5), ValueError, "`level` must lie between 0 and 1, but is 1.5"),
     # kernels
     (lambda: gram(x.numpy()), TypeError, "`x` must be a torch.Tensor, but is ndarray"),
+    (lambda: gram(x, operand="fp8"), ValueError, "`operand` must be 'fp32', 'fp16' or 'bf16', but is"),
+    (lambda: gram(x, operand=torch.int8), ValueError, "but is torch.int8"),
     (lambda: gram(x, backend="fast"), ValueError, "the argument `backend` must be one of native"),
     (lambda: using("fast").__enter__(), ValueError, "`backend` must be one of native, torch"),
     (lambda: gram(x.double(), operand=torch.float16), TypeError, "convert them to float32 first"),
@@ -120,12 +157,19 @@ def test_an_unknown_pair_of_models_is_an_error_that_names_the_known():
 
 def test_a_refused_batch_leaves_the_sums_as_they_were():
     cka, same = filled(), filled()
+    for bad in (without("tensors", "sums.0"), without("counts", "numbered"), cut_short()):
+        with pytest.raises(ValueError, match="cannot load"):
+            cka.load_state_dict(bad)
     with pytest.raises(TypeError):
         cka.update([x.int()])
     with pytest.raises(ValueError, match="cannot merge"):
         cka.merge(filled(weighting="equal"))
     assert cka.n_batches == same.n_batches
     assert cka.compute().hsic_aa == same.compute().hsic_aa
+    fresh = MinibatchCKA(["a"])
+    with pytest.raises(ValueError, match="no activations"):
+        fresh.add({"a": fresh.stack("a", 8)}, index=3)
+    fresh.update([x])  # numbered by arrival: the refused index left no trace
 
 
 # What the binding refuses, whoever calls it: memory would be read or written wrongly.

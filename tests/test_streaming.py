@@ -8,6 +8,7 @@ from tolerance import CKA, FLOAT64, HSIC, INVARIANCE, OPERAND, REORDERED, assert
 
 import fastcka
 from fastcka import CKAWarning, MinibatchCKA
+from fastcka.kernels import native
 from fastcka.maths import cka as definition
 
 
@@ -41,7 +42,10 @@ def test_batches_give_the_reference_numbers(version, size, weighting, expected):
 
 
 @pytest.mark.parametrize("estimator", ["unbiased", "biased"])
-@pytest.mark.parametrize("gram", ["linear", "rbf"])
+@pytest.mark.parametrize(
+    "gram",
+    [{}, {"gram": "rbf"}, {"gram": "rbf", "bandwidth": 0.4}, {"gram": "rbf", "bandwidth": 1e3}],
+)
 @pytest.mark.parametrize("weighting", ["pairs", "equal"])
 def test_minibatch_cka_is_its_definition(version, estimator, gram, weighting):
     x, y = (part.to(version) for part in related(87, 13, 40))
@@ -51,10 +55,11 @@ def test_minibatch_cka_is_its_definition(version, estimator, gram, weighting):
         [as_float64(b) for _, b in batches],
         weighting=weighting,
         estimator=estimator,
-        gram=gram,
+        **gram,
     )
-    cka = minibatch_cka(batches, weighting=weighting, estimator=estimator, gram=gram)
-    assert_close(cka, expected, FLOAT64)
+    cka = minibatch_cka(batches, weighting=weighting, estimator=estimator, **gram)
+    # A wide Gaussian is 1 but for 1/bandwidth², and loses as many digits.
+    assert_close(cka, expected, FLOAT64 * max(1, gram.get("bandwidth", 1)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -233,13 +238,132 @@ def test_the_batch_with_the_first_bad_value_is_named():
         cka.compute()
 
 
-def test_a_layer_dominated_by_one_example_is_told():
+def outlier(size, dtype=torch.float32):
     x = torch.randn(40, 1000)
-    x[4] *= 3e4
+    x[4] *= size
+    return x.to(dtype)
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype", "told"),
+    [(3e2, torch.float32, False), (3e3, torch.float32, True), (3e4, torch.float64, False)],
+)
+def test_a_layer_dominated_by_one_example_is_told(size, dtype, told):
     cka = MinibatchCKA(["x"])
-    cka.update([x])
-    with pytest.warns(CKAWarning, match="layer 'x' is dominated by few examples"):
+    cka.update([outlier(size, dtype)])
+    if told:
+        with pytest.warns(CKAWarning, match="layer 'x' is dominated by few examples"):
+            cka.compute()
+    else:
+        assert cka.compute().warnings == ()
+
+
+@pytest.mark.parametrize("spread", [1e-7, 1e-5])
+def test_a_layer_is_constant_where_it_varies_by_its_rounding_alone(spread):
+    z = 1 + spread * torch.randn(30, 500, dtype=torch.float64)
+    cka = MinibatchCKA(["x"])
+    cka.update([z.float()])
+    if spread < 4 * 2**-23:
+        with pytest.warns(CKAWarning, match="is constant"):
+            assert np.isnan(cka.compute().cka[0, 0])
+    else:
+        assert cka.compute().cka[0, 0] == 1
+
+
+@pytest.mark.parametrize("order", [(torch.float32, torch.float64), (torch.float64, torch.float32)])
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_layer_of_mixed_types_is_judged_by_the_coarser(order, merged):
+    parts = [MinibatchCKA(["x"]) for _ in range(2)]
+    for i, dtype in enumerate(order):
+        z = (1 + 1e-8 * torch.randn(30, 50, dtype=torch.float64)).to(dtype)
+        parts[i if merged else 0].update([z])
+    cka = parts[0].merge(parts[1]) if merged else parts[0]
+    with pytest.warns(CKAWarning, match="is constant"):
         cka.compute()
+
+
+def test_unrelated_examples_that_are_equal_do_not_disturb_rbf(version):
+    x, y = related(50, 30, 20)
+    x[10:], y[12:] = x[10], y[12]
+    for dtype in DTYPES:
+        pair = [side.to(dtype).to(version) for side in (x, y)]
+        expected = defined_cka(*pair, gram="rbf")
+        assert_close(minibatch_cka([pair], gram="rbf"), expected, CKA)
+
+
+def untrained_residual_network():
+    def block(channels):
+        return torch.nn.Sequential(
+            torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            torch.nn.BatchNorm2d(channels),
+            torch.nn.ReLU(),
+            torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            torch.nn.BatchNorm2d(channels),
+        )
+
+    return torch.nn.Conv2d(3, 32, 7, stride=2, padding=3), [block(32) for _ in range(6)]
+
+
+@pytest.mark.parametrize("operand", ["fp32", "fp16", "bf16"])
+def test_operands_keep_their_digits_on_an_untrained_residual_network_and_noise(version, operand):
+    stem, blocks = untrained_residual_network()
+    cka = MinibatchCKA(names(13), operand=operand)
+    batches = []
+    with torch.no_grad():
+        for module in [stem, *blocks]:
+            module.eval()
+        for _ in range(2):
+            x = stem(torch.rand(32, 3, 32, 32))
+            xs = [x]
+            for block in blocks:
+                branch = block(x)
+                x = (x + branch).relu()
+                xs += [branch, x]
+            batches.append(xs)
+            cka.update([layer.to(version) for layer in xs])
+    result = cka.compute().cka
+    flat = [[as_float64(layer) for layer in batch] for batch in batches]
+    for i in range(13):
+        for j in range(i):
+            expected = definition.minibatch([b[i] for b in flat], [b[j] for b in flat])
+            assert_close(result[i, j], expected, OPERAND[operand])
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"estimator": "biased"}, {"weighting": "equal"}, {"operand": "bf16"}]
+)
+@pytest.mark.parametrize("many", [False, True])
+def test_bad_layers_of_two_models_leave_all_other_cells_bit_equal(options, many):
+    healthy, broken = (
+        MinibatchCKA({"a": names(3), "b": names(4, "r")}, **options)
+        if many
+        else MinibatchCKA(names(3), names(4, "r"), **options)
+        for _ in range(2)
+    )
+    for seed in range(3):
+        xs = layers(23, 7, seed)
+        bad = [x.clone() for x in xs]
+        bad[1] = torch.full_like(xs[1], 2.5)
+        bad[5][3, 1] = float("inf")
+        for cka, given in ((healthy, xs), (broken, bad)):
+            if many:
+                cka.update({"a": given[:3], "b": given[3:]})
+            else:
+                cka.update(given[:3], given[3:])
+    expected = healthy.compute()
+    with pytest.warns(CKAWarning, match="^layer ") as caught:
+        result = broken.compute()
+    told = [str(warning.message) for warning in caught]
+    assert len(told) == 2
+    assert "layer 'l1' of model 'a' is constant" in told[0]
+    assert "layer 'r2' of model 'b' holds inf or NaN" in told[1]
+    if many:
+        result, expected = result["a", "b"], expected["a", "b"]
+    others = np.ix_([0, 2], [0, 1, 3])
+    assert (result.cka[others] == expected.cka[others]).all()
+    assert (result.stderr[others] == expected.stderr[others]).all()
+    assert np.isnan(result.cka[1]).all()
+    assert np.isnan(result.cka[:, 2]).all()
 
 
 @pytest.mark.parametrize("tail", [1, 2, 3])
@@ -285,6 +409,39 @@ def test_shards_with_an_index_merge_to_the_blocks_of_one_run():
     merged, expected = shards[1].merge(shards[0]).compute(), one.compute()
     assert (merged.stderr == expected.stderr).all()
     assert (merged.cka == expected.cka).all()
+
+
+def test_merging_keeps_the_batch_of_the_first_bad_value_and_what_was_left_out():
+    parts = [MinibatchCKA(["x"]) for _ in range(2)]
+    for part in parts:
+        for _ in range(3):
+            part.update([torch.randn(8, 5)])
+        part.update([torch.randn(2, 5)])
+    parts[1].update([torch.full((8, 5), float("nan"))])
+    with pytest.warns(CKAWarning, match="first in batch 6|left out") as caught:
+        meta = parts[0].merge(parts[1]).compute().meta
+    assert "first in batch 6" in str(caught[0].message)
+    assert (meta["skipped_batches"], meta["skipped_examples"]) == (2, 4)
+
+
+def test_numbering_is_taken_over_by_merging_and_by_loading():
+    indexed = MinibatchCKA(["x"]).update([torch.randn(8, 5)], index=2)
+    merged = MinibatchCKA(["x"]).merge(indexed)
+    loaded = MinibatchCKA(["x"])
+    loaded.load_state_dict(indexed.state_dict())
+    for cka in (merged, loaded):
+        with pytest.raises(ValueError, match="either every batch has an `index`"):
+            cka.update([torch.randn(8, 5)])
+
+
+def test_merging_twice_leaves_the_other_as_it_was():
+    a, b, c = (MinibatchCKA(["x"]).update([torch.randn(8, 5)], index=1) for _ in range(3))
+    empty = MinibatchCKA(["x"])
+    before = copy.deepcopy(b.state_dict()["tensors"])
+    empty.merge(b).merge(a).merge(c)
+    assert all(
+        torch.equal(value, before[name]) for name, value in b.state_dict()["tensors"].items()
+    )
 
 
 def test_merging_leaves_the_other_as_it_was():
@@ -429,5 +586,7 @@ def test_the_options_are_recorded():
     assert meta["operand"] == "bfloat16"
     assert meta["estimator"] == "unbiased"
     assert meta["threads"] == torch.get_num_threads()
+    assert (meta["device"], meta["backend"]) == ("cpu", "native")
+    assert meta["isa"] == native.module.isa()
     assert len(meta["conditioning_a"]) == 1
     assert fastcka.__version__ == meta["fastcka"]

@@ -171,10 +171,16 @@ Part<T> part_at(void* workspace, int64_t n, int index) {
   return part;
 }
 
+// All parts together take at most this, or one part does.
+constexpr size_t kLargestWorkspace = size_t(512) << 20;
+
 // A part that had less than a block to add up would cost more than it saves.
-int part_count(int64_t p, int threads) {
-  const int64_t blocks = (p + kBlock - 1) / kBlock;
-  const int64_t parts = threads < blocks ? threads : blocks;
+template <class T>
+int part_count(int64_t n, int64_t p, int threads) {
+  int64_t parts = (p + kBlock - 1) / kBlock;
+  if (threads < parts) parts = threads;
+  const int64_t affordable = int64_t(kLargestWorkspace / part_bytes<T>(n));
+  if (affordable < parts) parts = affordable;
   return parts < 1 ? 1 : int(parts);
 }
 
@@ -268,7 +274,7 @@ int clamped(int exponent) {
 
 template <class In, class T>
 void gram_as(const GramArgs& args) {
-  const int parts = part_count(args.p, args.threads);
+  const int parts = part_count<T>(args.n, args.p, args.threads);
   const int64_t n = args.n, stride = padded(n);
   const bool rounds_to_half = args.operand == Operand::f16 && sizeof(T) == 4;
   int exponent = 0;
@@ -312,8 +318,8 @@ void gram_as(const GramArgs& args) {
 }  // namespace
 
 size_t gram_workspace(int64_t n, int64_t p, Dtype dtype, int threads) {
-  const size_t one = dtype == Dtype::f64 ? part_bytes<double>(n) : part_bytes<float>(n);
-  return one * size_t(part_count(p, threads));
+  return dtype == Dtype::f64 ? part_bytes<double>(n) * size_t(part_count<double>(n, p, threads))
+                             : part_bytes<float>(n) * size_t(part_count<float>(n, p, threads));
 }
 
 void gram(const GramArgs& args) {

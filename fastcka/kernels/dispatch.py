@@ -46,16 +46,20 @@ def using(backend: str) -> Iterator[None]:
 
 def choose(operation: str, device: torch.device, backend: str | None = None) -> Callable:
     """The version of `operation` to run on `device`."""
+    if _asked_for(backend)[0] is None and native.module is None:
+        _tell_once()
+    return OPERATIONS[operation][name_of(operation, device, backend)]
+
+
+def name_of(operation: str, device: torch.device, backend: str | None = None) -> str:
+    """The backend that `choose` takes."""
     name, _ = _asked_for(backend)
     if name is None:
-        name = chosen(operation, device)
-        if native.module is None:
-            _tell_once()
-    else:
-        reason = obstacle(operation, name, device)
-        if reason:
-            raise RuntimeError(f"backend {name!r} cannot run {operation} on {device}: {reason}")
-    return OPERATIONS[operation][name]
+        return chosen(operation, device)
+    reason = obstacle(operation, name, device)
+    if reason:
+        raise RuntimeError(f"backend {name!r} cannot run {operation} on {device}: {reason}")
+    return name
 
 
 def explain(operation: str, device: torch.device) -> list[tuple[str, bool, str]]:
