@@ -11,7 +11,7 @@ import torch
 PRODUCTS = 32.0
 VALUES = 4.0
 # |K without its diagonal| / |U| beyond which rounding in float32 may show in CKA's fifth digit.
-DIGITS_LOST = 1e3
+DIGITS_LOST = 300.0
 
 # Columns of the sums that decide, the first four of the summary of kernels.finish.
 CENTRED, HOLLOW, SPREAD, RAW = range(4)

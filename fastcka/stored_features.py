@@ -101,7 +101,7 @@ def _one_batch(x, y, estimator, gram, bandwidth) -> tuple[InnerProducts, bool]:
     h = hsic_pairs(stack.packed).cpu()
     sums = stack.summary[:, :4].cpu()
     constant = conditioning.is_constant(sums, stack.eps)
-    lost_digits = bool((conditioning.has_lost_digits(sums, stack.eps) & ~constant).any())
+    lost_digits = bool(conditioning.has_lost_digits(sums, stack.eps).any())
     last = len(sides) - 1
     values = (float(h[i, j]) for i, j in ((0, last), (0, 0), (last, last)))
     return InnerProducts(stack.n, *values, bool(constant[0]), bool(constant[last])), lost_digits

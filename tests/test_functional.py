@@ -75,15 +75,15 @@ def test_every_route_gives_the_inner_products_of_the_definition(
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize(("p", "q"), [(7, 9), (7, 90), (90, 7), (90, 80)])
 @pytest.mark.parametrize("limit", [16, 2048])
-@pytest.mark.parametrize("grams", ["linear", "rbf"])
-def test_the_sizes_choose_a_route_but_not_the_number(monkeypatch, estimator, p, q, limit, grams):
+@pytest.mark.parametrize("gram", [{}, {"gram": "rbf"}, {"gram": "rbf", "bandwidth": 0.4}])
+def test_the_sizes_choose_a_route_but_not_the_number(monkeypatch, estimator, p, q, limit, gram):
     monkeypatch.setattr(stored_features, "ONE_BATCH", limit)
     monkeypatch.setattr(centred_rows, "ROWS", 16)
     x, y = related(41, p, q)
-    expected = defined_cka(x, y, estimator=estimator, gram=grams)
+    expected = defined_cka(x, y, estimator=estimator, **gram)
     # The median of the distances is found to float32 where they are not all held.
-    tolerance = 1e-7 if grams == "rbf" else FLOAT64
-    assert_close(fastcka.cka(x, y, estimator=estimator, gram=grams), expected, tolerance)
+    tolerance = 1e-7 if gram else FLOAT64
+    assert_close(fastcka.cka(x, y, estimator=estimator, **gram), expected, tolerance)
 
 
 @pytest.mark.parametrize("n", [40, 41])
@@ -155,6 +155,7 @@ BAD = {
     "zero": np.zeros((50, 9)),
     "one example differs": np.vstack([np.ones((1, 9)), np.zeros((49, 9))]),
     "inf": np.vstack([np.full((1, 9), np.inf), np.random.default_rng(0).normal(size=(49, 9))]),
+    "nan": np.vstack([np.full((1, 9), np.nan), np.random.default_rng(0).normal(size=(49, 9))]),
 }
 
 
@@ -162,13 +163,61 @@ BAD = {
 @pytest.mark.parametrize("width", [1, 30])
 @pytest.mark.parametrize("limit", [16, 2048])
 @pytest.mark.parametrize("side", ["x", "y"])
-def test_a_representation_without_a_value_is_nan_and_named(monkeypatch, kind, width, limit, side):
+@pytest.mark.parametrize("grams", ["linear", "rbf"])
+def test_a_representation_without_a_value_is_nan_and_named(
+    monkeypatch, kind, width, limit, side, grams
+):
     monkeypatch.setattr(stored_features, "ONE_BATCH", limit)
     bad, good = np.tile(BAD[kind], (1, width)), np.random.default_rng(1).normal(size=(50, 80))
     pair = (bad, good) if side == "x" else (good, bad)
-    message = "holds inf or NaN" if kind == "inf" else "is constant"
+    message = "holds inf or NaN" if kind in ("inf", "nan") else "is constant"
     with pytest.warns(CKAWarning, match=f"`{side}` {message}"):
-        assert np.isnan(fastcka.cka(*pair))
+        assert np.isnan(fastcka.cka(*pair, gram=grams))
+    if kind in ("inf", "nan"):
+        assert np.isnan(fastcka.hsic(*pair, gram=grams))
+        assert np.isnan(fastcka.hsic(*pair, gram=grams, estimator="biased"))
+
+
+@pytest.mark.parametrize("limit", [16, 2048])
+@pytest.mark.parametrize("p", [10, 90])
+def test_equal_rows_have_an_hsic_of_exactly_zero(monkeypatch, limit, p):
+    monkeypatch.setattr(stored_features, "ONE_BATCH", limit)
+    x = torch.randn(1, p, dtype=torch.float64).expand(49, p)
+    for estimator in ESTIMATORS:
+        assert fastcka.hsic(x, x, estimator=estimator) == 0
+
+
+@pytest.mark.parametrize("limit", [16, 2048])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("n", "p"), [(100, 10), (60, 900)])
+@pytest.mark.parametrize("size", [1e3, 1e5, 1e6])
+def test_an_example_that_dominates_costs_no_digits(monkeypatch, limit, dtype, n, p, size):
+    monkeypatch.setattr(stored_features, "ONE_BATCH", limit)
+    x, y = related(n, p, p)
+    x[3] *= size
+    y[3] *= size
+    x, y = x.to(dtype), y.to(dtype)
+    assert_close(fastcka.cka(x, y), defined_cka(x, y), CKA)
+
+
+@pytest.mark.parametrize("limit", [16, 2048])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("equal", [10, 30, 45])
+def test_equal_examples_do_not_disturb_rbf(monkeypatch, limit, dtype, equal):
+    monkeypatch.setattr(stored_features, "ONE_BATCH", limit)
+    x, y = related(50, 30, 20, dtype=dtype)
+    x, y = x + 3, y.clone()
+    x[:equal], y[2 : equal - 2] = x[0].clone(), y[2].clone()
+    assert_close(fastcka.cka(x, y, gram="rbf"), defined_cka(x, y, gram="rbf"), CKA)
+
+
+@pytest.mark.parametrize("limit", [16, 2048])
+def test_products_stay_float32_whatever_the_user_allows_elsewhere(monkeypatch, limit):
+    monkeypatch.setattr(stored_features, "ONE_BATCH", limit)
+    x, y = related(50, 300, 400, dtype=torch.float32)
+    expected = fastcka.cka(x, y)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert fastcka.cka(x, y) == expected
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e6, 1e30])
@@ -183,33 +232,53 @@ def test_float32_of_any_size_keeps_its_cka(monkeypatch, scale, limit):
 
 
 MEMORY = """
-import resource, sys, time
+import resource, sys
 import numpy as np
 import fastcka
-n, p, q = (int(word) for word in sys.argv[1:])
+n, p, q = (int(word) for word in sys.argv[1:4])
 rng = np.random.default_rng(0)
-x = rng.standard_normal((n, p), dtype=np.float32)
-y = rng.standard_normal((n, q), dtype=np.float32)
-y[:, :p] += x[:, :q]
+x = rng.standard_normal((n, p), dtype=np.float32).astype(sys.argv[4])
+y = rng.standard_normal((n, q), dtype=np.float32).astype(sys.argv[4])
+shared = min(p, q)
+y[:, :shared] += x[:, :shared]
 fastcka.cka(x[:64], y[:64])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 value = fastcka.cka(x, y)
-print(value, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
+print(repr(value), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
+
+def centred(x):
+    x = x.astype(np.float64)
+    return x - x.mean(0)
+
+def product(a, b):  # the definition, written out for large n: by examples or by features
+    k, l = (a**2).sum(1), (b**2).sum(1)
+    if min(a.shape[1], b.shape[1]) < n:
+        cross = ((a.T @ b) ** 2).sum()
+    else:
+        cross = ((a @ a.T) * (b @ b.T)).sum()
+    return cross - n / (n - 2) * k @ l + k.sum() * l.sum() / ((n - 1) * (n - 2))
+
+a, b = centred(x), centred(y)
+print(repr(float(product(a, b) / np.sqrt(product(a, a) * product(b, b)))))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n", "p", "q"), [(50_000, 768, 2048), (6_000, 7_000, 8_000)])
-def test_stored_features_take_less_than_a_gigabyte_beyond_themselves(n, p, q):
+@pytest.mark.parametrize(
+    ("n", "p", "q", "dtype", "tolerance"),
+    [
+        (50_000, 768, 2048, "float32", FLOAT64),
+        (5_000, 6_000, 7_000, "float32", CKA),
+        (2_100, 100_000, 100, "float16", CKA),
+    ],
+)
+def test_stored_features_are_exact_in_less_than_a_gigabyte_beyond_them(n, p, q, dtype, tolerance):
     done = subprocess.run(
-        [sys.executable, "-P", "-c", MEMORY, *map(str, (n, p, q))],
+        [sys.executable, "-P", "-c", MEMORY, *map(str, (n, p, q, dtype))],
         capture_output=True,
         text=True,
         check=True,
     )
-    value, gigabytes = map(float, done.stdout.split())
-    # The population: y shares p of its q features with x, at twice their variance, 1 elsewhere.
-    shared = min(p, q)
-    expected = shared / (p * (4 * shared + q - shared)) ** 0.5
-    assert_close(value, expected, 0.01)
+    value, gigabytes, expected = map(float, done.stdout.split())
+    assert_close(value, expected, tolerance)
     assert gigabytes < 1

@@ -1,9 +1,12 @@
+import contextlib
+
 import pytest
 import torch
 from data import DTYPES, as_float64
 from tolerance import OPERAND, assert_close, gram_entry
 
 from fastcka.kernels import gram
+from fastcka.kernels.precision import full_precision_products
 from fastcka.maths import gram as definition
 
 # n: the smallest, either side of a panel of 16 rows, several panels. p: one feature, either side of
@@ -97,6 +100,22 @@ def test_one_thread_and_two_agree_and_each_repeats_its_bits():
     assert torch.equal(results[1], results[3])
     check_entries(results[0], x)
     check_entries(results[1], x)
+
+
+def test_full_precision_is_set_within_its_block_and_restored_after():
+    settings = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        allowed = [setting.fp32_precision for setting in settings]
+        within = []
+        with contextlib.suppress(KeyError), full_precision_products(torch.device("cpu")):
+            within += [setting.fp32_precision for setting in settings]
+            raise KeyError
+        assert within == ["ieee", "ieee"]
+        assert [setting.fp32_precision for setting in settings] == allowed != ["ieee", "ieee"]
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize("setting", ["medium", "autocast"])

@@ -1,5 +1,7 @@
 """What each measure does and does not see: a table, and one test that reads it."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -36,27 +38,38 @@ CHANGES_THE_VALUE = {
     "one example far away",
 }
 
-MEASURES = {
-    "cka in feature space": lambda x, y: fastcka.cka(x, y),
-    "cka by Gram matrices": lambda x, y: fastcka.cka(wide(x), wide(y)),
-    "biased cka": lambda x, y: fastcka.cka(x, y, estimator="biased"),
-    "rbf cka": lambda x, y: fastcka.cka(x, y, gram="rbf"),
-    "biased rbf cka": lambda x, y: fastcka.cka(x, y, gram="rbf", estimator="biased"),
-    "minibatch cka, native": lambda x, y: minibatch(x, y, backend="native"),
-    "minibatch cka, torch": lambda x, y: minibatch(x, y, backend="torch"),
-    "minibatch cka, equal": lambda x, y: minibatch(x, y, weighting="equal"),
-    "minibatch cka, biased": lambda x, y: minibatch(x, y, estimator="biased"),
-    "minibatch cka, rbf": lambda x, y: minibatch(x, y, gram="rbf"),
-}
-
 
 def wide(x):
     """More features than examples: each several times, which changes no similarity."""
     return x.repeat(1, 2)
 
 
-def minibatch(x, y, **options):
-    return minibatch_cka([(x, y)], **options)
+def minibatch(x, y, device, **options):
+    return minibatch_cka([(x.to(device), y.to(device))], **options)
+
+
+MEASURES = {
+    "cka in feature space": lambda x, y: fastcka.cka(x, y),
+    "cka by Gram matrices": lambda x, y: fastcka.cka(wide(x), wide(y)),
+    "biased cka": lambda x, y: fastcka.cka(x, y, estimator="biased"),
+    "rbf cka": lambda x, y: fastcka.cka(x, y, gram="rbf"),
+    "biased rbf cka": lambda x, y: fastcka.cka(x, y, gram="rbf", estimator="biased"),
+}
+MINIBATCH = {
+    "": {},
+    " equal": {"weighting": "equal"},
+    " biased": {"estimator": "biased"},
+    " rbf": {"gram": "rbf"},
+}
+for _backend, _device in (("native", "cpu"), ("torch", "cpu"), ("torch", "cuda")):
+    for _name, _options in MINIBATCH.items():
+        MEASURES[f"minibatch{_name} {_backend} {_device}"] = partial(
+            minibatch, device=_device, backend=_backend, **_options
+        )
+NAMES = [
+    pytest.param(name, marks=pytest.mark.gpu) if name.endswith("cuda") else name
+    for name in MEASURES
+]
 
 
 def pair(dtype):
@@ -68,7 +81,7 @@ def pair(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("measure", NAMES)
 def test_measures_see_what_they_should_and_nothing_else(measure, change, dtype):
     x, y = pair(dtype)
     of_x, of_y = CHANGES[change]
@@ -81,7 +94,7 @@ def test_measures_see_what_they_should_and_nothing_else(measure, change, dtype):
 
 
 @pytest.mark.parametrize("change", sorted(set(CHANGES) - CHANGES_THE_VALUE))
-@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("measure", NAMES)
 def test_both_sides_may_change(measure, change):
     x, y = pair(torch.float32)
     of_x, _ = CHANGES[change]
@@ -91,7 +104,7 @@ def test_both_sides_may_change(measure, change):
 @pytest.mark.parametrize(
     ("dtype", "offset"), [(torch.float16, 100.0), (torch.bfloat16, 10.0)], ids=str
 )
-@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("measure", NAMES)
 def test_16_bit_inputs_bear_a_smaller_offset(measure, dtype, offset):
     x, y = pair(torch.float32)
     expected = MEASURES[measure](x, y)
@@ -99,7 +112,7 @@ def test_16_bit_inputs_bear_a_smaller_offset(measure, dtype, offset):
     assert_close(actual, expected, INVARIANCE_16)
 
 
-@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("measure", NAMES)
 def test_measures_are_symmetric(measure):
     x, y = pair(torch.float64)
     assert_close(MEASURES[measure](x, y), MEASURES[measure](y, x), 1e-12)

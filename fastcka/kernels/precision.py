@@ -20,7 +20,10 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 @contextmanager
 def full_precision_products(device: torch.device) -> Iterator[None]:
-    """Multiply float32 matrices in float32 within the block, whatever the user allows elsewhere."""
+    """Multiply float32 matrices in float32 within the block, whatever the user allows elsewhere.
+
+    The setting is the whole process's: another thread that multiplies meanwhile is bound by it too.
+    """
     settings = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
     before = [setting.fp32_precision for setting in settings]
     for setting in settings:
