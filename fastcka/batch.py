@@ -11,6 +11,12 @@ def layer_names(model: str, names: Sequence[str]) -> tuple[str, ...]:
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise TypeError(f"the layers of model {model!r} must be a list of names, but are {names!r}")
     names = tuple(names)
+    strange = [name for name in names if not isinstance(name, str)]
+    if strange:
+        raise TypeError(
+            f"the layers of model {model!r} must be named by strings, not by "
+            f"{type(strange[0]).__name__}: fastcka is given activations and does not run the model"
+        )
     if not names:
         raise ValueError(f"model {model!r} has no layers")
     twice = sorted({name for name in names if names.count(name) > 1})

@@ -87,9 +87,12 @@ class GramStack:
 
 def check_examples(layer: str, x: torch.Tensor, n: int) -> None:
     if not isinstance(x, torch.Tensor):
-        raise TypeError(f"layer {layer!r} must be a torch.Tensor, but is {type(x).__name__}")
-    if x.ndim == 0:
-        raise ValueError(f"layer {layer!r} must have one row an example, but is a single number")
+        hint = "; use torch.from_numpy" if type(x).__module__ == "numpy" else ""
+        raise TypeError(f"layer {layer!r} must be a torch.Tensor, but is {type(x).__name__}{hint}")
+    if x.ndim < 2:
+        raise ValueError(
+            f"layer {layer!r} must have one row an example, [n, ...], but has shape {list(x.shape)}"
+        )
     if x.shape[0] != n:
         raise ValueError(
             f"layer {layer!r} has {x.shape[0]} examples, but the batch has {n}; "

@@ -15,12 +15,15 @@ class CKAResult:
         cka: [L, M] float64; 1 is equal up to rotation and scale, 0 is unrelated. The unbiased
             estimate may be slightly negative. NaN for layers that `warnings` names.
         stderr: [L, M], standard error over independent batches; NaN for a single block.
-        hsic_ab: [L, M]; hsic_aa: [L]; hsic_bb: [M]: weighted means over the batches, so that
-            cka = hsic_ab / √(hsic_aa · hsic_bb).
+        hsic_ab: [L, M]; hsic_aa: [L]; hsic_bb: [M]: weighted means over the batches, in the unit of
+            squared Gram entries, so that cka = hsic_ab / √(hsic_aa · hsic_bb).
         layers_a, layers_b: names of the rows and columns.
         n_examples, n_batches: what was measured; batches that were left out are in `meta`.
         warnings: one sentence each.
-        meta: estimator, weighting, versions and all else that the numbers depend on.
+        meta: what the numbers depend on: estimator, weighting, gram, bandwidth, operand (as asked
+            for), backend, isa, device, threads, versions; n_blocks of the error bars; what was left
+            out; conditioning_a and _b, the largest |raw Gram matrix| / rms(centred one) of each
+            layer, whose digits the subtraction of the mean row saves.
     """
 
     cka: np.ndarray
@@ -35,6 +38,13 @@ class CKAResult:
     warnings: tuple[str, ...] = ()
     meta: dict = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        shape = f"{len(self.layers_a)} x {len(self.layers_b)} layers"
+        return (
+            f"CKAResult({shape}, {self.n_examples} examples in {self.n_batches} batches,\n"
+            f"{np.array2string(self.cka, precision=3)})"
+        )
+
     def ci(self, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
         """Confidence interval for the CKA of the population: cka ± t · stderr.
 
@@ -42,7 +52,8 @@ class CKAResult:
         batches. Meant for k >= 10 independent batches of light-tailed data: 95 % intervals then
         cover the truth in 93 to 97 % of cases. With weighting="equal" and a last batch much smaller
         than the others they are too wide; with fewer batches and a small last one, too narrow.
-        Repeated passes add no blocks.
+        Repeated passes add no blocks. The ends are not clipped to 0 and 1, and not widened for many
+        layers.
 
         Args:
             level: between 0 and 1.
@@ -78,9 +89,14 @@ class CKAResults(Mapping):
 
     def __getitem__(self, pair: tuple[str, str]) -> CKAResult:
         if pair not in self._pairs:
-            known = ", ".join(f"[{a!r}, {b!r}]" for a, b in self._pairs)
-            raise KeyError(f"no result for {pair!r}; there are {known}")
+            if isinstance(pair, tuple) and pair[::-1] in self._pairs:
+                raise KeyError(f"no result for {pair!r}: take {pair[::-1]!r} and transpose it")
+            known = ", ".join(dict.fromkeys(name for names in self._pairs for name in names))
+            raise KeyError(f"no result for {pair!r}: ask for a pair of {known}")
         return self._pairs[pair]
+
+    def __repr__(self) -> str:
+        return f"CKAResults({', '.join(f'{a} ~ {b}' for a, b in self._pairs)})"
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         return iter(self._pairs)

@@ -16,7 +16,7 @@ from fastcka.gram_stack import GramStack
 from fastcka.hsic_sums import Block, LayerTotals
 from fastcka.jackknife import Sums, add, ratio, standard_error
 from fastcka.kernels import dispatch, hsic_pairs, native
-from fastcka.kernels.operations import operand_dtype
+from fastcka.kernels.operations import OPERANDS, operand_dtype
 from fastcka.options import check_choice, check_options
 from fastcka.result import CKAResult, CKAResults
 from fastcka.warning import CKAWarning
@@ -34,16 +34,21 @@ SCHEMA = 1
 class MinibatchCKA:
     """CKA between layers, from one batch after the other.
 
-    CKA = Σ_b w_b h_ab / √(Σ_b w_b h_aa · Σ_b w_b h_bb), h the HSIC of batch b and w_b its weight
-    [Nguyen et al. 2021]. HSIC_1 is unbiased, so the sums do not depend on the size of the batches
-    as biased ones do. Standard errors come from the delete-one-block jackknife of the ratio.
+    CKA = Σ_b w_b h_xy / √(Σ_b w_b h_xx · Σ_b w_b h_yy), with h the HSIC of batch b between layers x
+    and y, or of each with itself, and w_b its weight [Nguyen et al. 2021]. HSIC_1 is unbiased, so
+    in expectation the sums do not depend on the size of the batches, as biased ones do. Standard
+    errors come from the delete-one-block jackknife; up to 256 batches a block is a batch.
+
+    Every batch must be a random sample of the examples: shuffle them once. Batches sorted by class
+    measure something else, often near 0. No example may stand twice in a batch.
+
+    Activations are [n, ...]: the first axis are the examples, the others are features. They are
+    float16, bfloat16, float32 or float64, and read as values, without gradients.
 
     Args:
         layers_a: names of the layers of one model; or, for several models, a mapping from model to
             layer names.
         layers_b: names of the layers of a second model; None compares the first with itself.
-
-    Args (by name):
         weighting: "pairs" weighs a batch by the normaliser of its HSIC, n(n−3) unbiased and (n−1)²
             biased; "equal" weighs all batches alike.
         estimator: "unbiased" (HSIC_1 [Song et al. 2012]) or "biased" [Gretton et al. 2005], whose
@@ -56,13 +61,16 @@ class MinibatchCKA:
         backend: "native" or "torch"; None picks, see `fastcka info`.
 
     Raises:
+        TypeError: layer names are no list of strings.
         ValueError: an option is unknown, or a model has no layers or two of one name.
 
-    Precision: as `fastcka.kernels.gram`, centred matrices and sums in float64; tested to 1e-5 in
-    CKA of the float64 definition on the values as received.
-    Cost of a batch: n² Σp flop for the Gram matrices, L·M·n² for the pairs; 4 n² L bytes. The sums
-    take 8·L·M bytes a block, at most 256 blocks.
+    Precision: CKA within 1e-5 of the float64 definition on the values as received; Gram matrices as
+    `fastcka.kernels.gram`, all that follows in float64.
+    Cost of a batch of n examples and L and M layers, with p features in all: n²·p flop for the Gram
+    matrices, L·M·n² for the pairs; 4·n²·(L + M) bytes. The sums take 8·L·M bytes a block.
 
+    >>> import torch
+    >>> from fastcka import MinibatchCKA
     >>> cka = MinibatchCKA(["conv1", "conv2"])
     >>> for _ in range(3):
     ...     x = torch.randn(32, 8)
@@ -86,6 +94,8 @@ class MinibatchCKA:
         check_options(estimator, gram, bandwidth)
         check_choice("weighting", weighting, WEIGHTINGS)
         self.weighting, self.estimator = weighting, estimator
+        if gram == "rbf" and bandwidth is None:
+            bandwidth = 1.0
         self.gram, self.bandwidth = gram, bandwidth
         self.operand = operand_dtype(operand)
         if backend is not None:
@@ -120,9 +130,9 @@ class MinibatchCKA:
             xs: activations [n, ...] of every layer, a sequence in the order of `layers_a` or a
                 mapping by layer name; for several models, a mapping from model to such.
             ys: the same for `layers_b`, of the same examples in the same order.
-            index: number of the batch in the whole data, where several processes share it or passes
-                repeat it: batches of one number count as one block of the error bars. None numbers
-                batches as they arrive.
+            index: number 0, 1, 2, … of the batch in the whole data, where several processes share
+                it or passes repeat it. Batches of one number, and those 256 apart, make one block
+                of the error bars; `n_examples` counts every pass. None numbers batches by arrival.
 
         Batches of fewer than 4 examples are left out and counted.
 
@@ -346,7 +356,7 @@ class MinibatchCKA:
             "estimator": self.estimator,
             "gram": self.gram,
             "bandwidth": self.bandwidth,
-            "operand": None if self.operand is None else str(self.operand).removeprefix("torch."),
+            "operand": next((k for k, v in OPERANDS.items() if v == self.operand), None),
         }
 
     def _counts(self) -> dict:

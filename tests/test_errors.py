@@ -55,7 +55,7 @@ def uneven():
 REFUSALS = [
     # arrays
     (lambda: fastcka.cka(x, y[:7]), ValueError, "`y` has 7 examples but `x` has 8"),
-    (lambda: fastcka.cka(x[:3], y[:3]), ValueError, "needs at least 4 examples, but the batch has 3"),
+    (lambda: fastcka.cka(x[:3], y[:3]), ValueError, "needs at least 4 examples, but there are 3"),
     (lambda: fastcka.cka(x[:1], y[:1], estimator="biased"), ValueError, "needs at least 2"),
     (lambda: fastcka.cka([[1.0]], y), TypeError, "`x` must be a NumPy array or a torch tensor"),
     (lambda: fastcka.cka(x, y.int()), TypeError, "`y` must be float16, bfloat16, float32 or"),
@@ -89,10 +89,11 @@ REFUSALS = [
     (lambda: two().update(x, [y]), TypeError, "as a list with one tensor a layer, not as one"),
     (lambda: two().update([x, x[:7]], [y]), ValueError, "'a1' has 7 examples, but the batch has 8"),
     (lambda: two().update([x, x], [y[:2]]), ValueError, "'b0' has 2 examples, but the batch has 8"),
-    (lambda: two().update([x, x.numpy()], [y]), TypeError, "'a1' must be a torch.Tensor, but is nda"),
+    (lambda: two().update([x, x.numpy()], [y]), TypeError, "'a1' must be a torch.Tensor, but is ndarray; use torch"),
     (lambda: two().update([x, x.long()], [y]), TypeError, "layer 'a1': .* but is torch.int64"),
-    (lambda: two().update([x, torch.tensor(1.0)], [y]), ValueError, "but is a single number"),
-    (lambda: two().update([x, x[:, 0]], [y]), ValueError, "layer 'a1': `x` must have one row"),
+    (lambda: two().update([x, torch.tensor(1.0)], [y]), ValueError, r"\[n, ...\], but has shape \[\]"),
+    (lambda: two().update([x, x[:, 0]], [y]), ValueError, "layer 'a1' must have one row an example"),
+    (lambda: MinibatchCKA([torch.nn.ReLU()]), TypeError, "named by strings, not by ReLU: fastcka is"),
     (lambda: two().update([x, x.to("meta")], [y]), RuntimeError, "layer 'a1'"),
     (lambda: two().update({"a0": x, "c": x}, [y]), ValueError, r"missing \['a1'\], unknown \['c'\]"),
     (lambda: MinibatchCKA({"m": ["a"]}).update([x]), ValueError, "give one mapping with .* of m"),
@@ -151,8 +152,12 @@ def test_refusals_say_what_came_and_what_was_expected(call, kind, text):
 def test_an_unknown_pair_of_models_is_an_error_that_names_the_known():
     cka = MinibatchCKA({"m": ["a"], "n": ["b"]})
     results = cka.update({"m": [x], "n": [y]}).compute()
-    with pytest.raises(KeyError, match=re.escape("there are ['m', 'm'], ['m', 'n'], ['n', 'n']")):
+    with pytest.raises(KeyError, match=re.escape("take ('m', 'n') and transpose it")):
         results["n", "m"]
+    with pytest.raises(KeyError, match="ask for a pair of m, n"):
+        results["m"]
+    assert repr(results) == "CKAResults(m ~ m, m ~ n, n ~ n)"
+    assert repr(results["m", "n"]).startswith("CKAResult(1 x 1 layers, 8 examples in 1 batches")
 
 
 def test_a_refused_batch_leaves_the_sums_as_they_were():

@@ -583,7 +583,7 @@ def test_the_options_are_recorded():
     assert meta["weighting"] == "equal"
     assert meta["gram"] == "rbf"
     assert meta["bandwidth"] == 2.0
-    assert meta["operand"] == "bfloat16"
+    assert meta["operand"] == "bf16"
     assert meta["estimator"] == "unbiased"
     assert meta["threads"] == torch.get_num_threads()
     assert (meta["device"], meta["backend"]) == ("cpu", "native")

@@ -122,8 +122,7 @@ def _tell_once() -> None:
         _told = True
         warnings.warn(
             "fastcka runs on torch alone, which is slower: its native kernels are not installed "
-            f"({native.missing}). Install a C++17 compiler and install fastcka again; "
-            "FASTCKA_BACKEND=torch hides this warning.",
+            f"({native.missing}). `fastcka info` says more; FASTCKA_BACKEND=torch hides this.",
             RuntimeWarning,
             stacklevel=4,
         )

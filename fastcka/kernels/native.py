@@ -15,7 +15,10 @@ except ImportError as error:
     module = None
     missing = str(error)
     if (Path(__file__).parents[2] / "CMakeLists.txt").exists():
-        missing += "; this is the source folder: start Python elsewhere, or `pip install -e .`"
+        missing = (
+            "Python was started in the source folder, which hides an installed fastcka: start it "
+            "elsewhere, or install with `pip install -e .`"
+        )
 
 
 def gram(x: torch.Tensor, operand: torch.dtype, k: torch.Tensor, stats: torch.Tensor) -> None:

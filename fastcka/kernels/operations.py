@@ -146,9 +146,7 @@ def packed_length(n: int, estimator: str) -> int:
     check_choice("estimator", estimator, ESTIMATORS)
     smallest = 4 if estimator == "unbiased" else 2
     if n < smallest:
-        raise ValueError(
-            f"{estimator} HSIC needs at least {smallest} examples, but the batch has {n}"
-        )
+        raise ValueError(f"{estimator} HSIC needs at least {smallest} examples, but there are {n}")
     return n * (n - 1) // 2 if estimator == "unbiased" else n * (n + 1) // 2
 
 
