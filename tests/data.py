@@ -38,3 +38,16 @@ def minibatch_cka(batches, **options):
 
 def rotation(p, seed=0):
     return np.linalg.qr(np.random.default_rng(seed).normal(size=(p, p)))[0]
+
+
+def layers(n, count, seed, device="cpu", dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    first = torch.randn(n, 30, generator=generator)
+    return [
+        (first @ torch.randn(30, 20 + 7 * i, generator=generator) + 0.5).relu().to(dtype).to(device)
+        for i in range(count)
+    ]
+
+
+def names(count, prefix="l"):
+    return [f"{prefix}{i}" for i in range(count)]

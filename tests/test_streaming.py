@@ -1,10 +1,9 @@
-import copy
 
 import numpy as np
 import pytest
 import torch
-from data import DTYPES, as_float64, defined_cka, minibatch_cka, related
-from tolerance import CKA, FLOAT64, HSIC, INVARIANCE, OPERAND, REORDERED, assert_close
+from data import DTYPES, as_float64, defined_cka, layers, minibatch_cka, names, related
+from tolerance import CKA, FLOAT64, HSIC, INVARIANCE, OPERAND, assert_close
 
 import fastcka
 from fastcka import CKAWarning, MinibatchCKA
@@ -109,19 +108,6 @@ def test_a_common_offset_does_not_change_cka(version, offset):
     z = torch.randn(64, 256, device=version)
     expected = defined_cka(z.relu(), z)
     assert_close(minibatch_cka([(z.relu() + offset, z + offset)]), expected, INVARIANCE)
-
-
-def layers(n, count, seed, device="cpu", dtype=torch.float32):
-    generator = torch.Generator().manual_seed(seed)
-    first = torch.randn(n, 30, generator=generator)
-    return [
-        (first @ torch.randn(30, 20 + 7 * i, generator=generator) + 0.5).relu().to(dtype).to(device)
-        for i in range(count)
-    ]
-
-
-def names(count, prefix="l"):
-    return [f"{prefix}{i}" for i in range(count)]
 
 
 def test_a_model_with_itself_is_symmetric_with_a_diagonal_of_ones(version):
@@ -385,121 +371,6 @@ def test_a_tail_of_4_counts():
     assert whole != first
 
 
-def test_merging_parts_equals_one_run(version):
-    one, parts = MinibatchCKA(names(3)), [MinibatchCKA(names(3)) for _ in range(3)]
-    for i in range(300):
-        xs = layers(8, 3, i, version)
-        one.update(xs)
-        parts[i // 120].update(xs)
-    merged = parts[0].merge(parts[1]).merge(parts[2]).compute()
-    expected = one.compute()
-    assert_close(merged.cka, expected.cka, REORDERED)
-    assert_close(merged.stderr, expected.stderr, REORDERED)
-    assert (merged.n_batches, merged.n_examples) == (300, 2400)
-    assert merged.meta["n_blocks"] == 256
-
-
-def test_shards_with_an_index_merge_to_the_blocks_of_one_run():
-    one = MinibatchCKA(names(3))
-    shards = [MinibatchCKA(names(3)) for _ in range(2)]
-    for i in range(9):
-        xs = layers(8, 3, i)
-        one.update(xs, index=i)
-        shards[i % 2].update(xs, index=i)
-    merged, expected = shards[1].merge(shards[0]).compute(), one.compute()
-    assert (merged.stderr == expected.stderr).all()
-    assert (merged.cka == expected.cka).all()
-
-
-def test_merging_keeps_the_batch_of_the_first_bad_value_and_what_was_left_out():
-    parts = [MinibatchCKA(["x"]) for _ in range(2)]
-    for part in parts:
-        for _ in range(3):
-            part.update([torch.randn(8, 5)])
-        part.update([torch.randn(2, 5)])
-    parts[1].update([torch.full((8, 5), float("nan"))])
-    with pytest.warns(CKAWarning, match="first in batch 6|left out") as caught:
-        meta = parts[0].merge(parts[1]).compute().meta
-    assert "first in batch 6" in str(caught[0].message)
-    assert (meta["skipped_batches"], meta["skipped_examples"]) == (2, 4)
-
-
-def test_numbering_is_taken_over_by_merging_and_by_loading():
-    indexed = MinibatchCKA(["x"]).update([torch.randn(8, 5)], index=2)
-    merged = MinibatchCKA(["x"]).merge(indexed)
-    loaded = MinibatchCKA(["x"])
-    loaded.load_state_dict(indexed.state_dict())
-    for cka in (merged, loaded):
-        with pytest.raises(ValueError, match="either every batch has an `index`"):
-            cka.update([torch.randn(8, 5)])
-
-
-def test_merging_twice_leaves_the_other_as_it_was():
-    a, b, c = (MinibatchCKA(["x"]).update([torch.randn(8, 5)], index=1) for _ in range(3))
-    empty = MinibatchCKA(["x"])
-    before = copy.deepcopy(b.state_dict()["tensors"])
-    empty.merge(b).merge(a).merge(c)
-    assert all(
-        torch.equal(value, before[name]) for name, value in b.state_dict()["tensors"].items()
-    )
-
-
-def test_merging_leaves_the_other_as_it_was():
-    a, b = MinibatchCKA(names(2)), MinibatchCKA(names(2))
-    a.update(layers(8, 2, 0))
-    b.update(layers(8, 2, 1))
-    before = copy.deepcopy(b.state_dict())
-    a.merge(b)
-    a.update(layers(8, 2, 2))
-    after = b.state_dict()
-    assert all(torch.equal(after["tensors"][k], v) for k, v in before["tensors"].items())
-
-
-def test_a_run_resumed_from_its_state_has_the_bits_of_an_uninterrupted_one():
-    one, first = MinibatchCKA(names(3), names(2, "r")), MinibatchCKA(names(3), names(2, "r"))
-    data = [layers(12, 5, i) for i in range(7)]
-    data[5][1][0, 0] = float("inf")
-    for i, xs in enumerate(data):
-        one.update(xs[:3], xs[3:])
-        if i < 4:
-            first.update(xs[:3], xs[3:])
-    state = copy.deepcopy(first.state_dict())
-    first.update(data[0][:3], data[0][3:])  # the state does not follow
-    second = MinibatchCKA(names(3), names(2, "r"))
-    second.load_state_dict(state)
-    for xs in data[4:]:
-        second.update(xs[:3], xs[3:])
-    with pytest.warns(CKAWarning, match="first in batch 5"):
-        resumed = second.compute()
-    with pytest.warns(CKAWarning):
-        expected = one.compute()
-    np.testing.assert_array_equal(resumed.cka, expected.cka)
-    np.testing.assert_array_equal(resumed.stderr, expected.stderr)
-    assert resumed.warnings == expected.warnings
-    assert resumed.n_batches == expected.n_batches
-
-
-def test_an_empty_state_loads():
-    cka = MinibatchCKA(names(2))
-    cka.load_state_dict(MinibatchCKA(names(2)).state_dict())
-    cka.update(layers(8, 2, 0))
-    assert cka.compute().n_batches == 1
-
-
-def test_repeated_passes_over_the_same_images_are_blocked_by_image():
-    once, twice, as_new = (MinibatchCKA(names(2)) for _ in range(3))
-    data = [layers(16, 2, i) for i in range(12)]
-    for i, xs in enumerate(data):
-        once.update(xs, index=i)
-    for _ in range(2):
-        for i, xs in enumerate(data):
-            twice.update(xs, index=i)
-            as_new.update(xs)
-    assert_close(twice.compute().cka, once.compute().cka, REORDERED)
-    assert_close(twice.compute().stderr, once.compute().stderr, REORDERED)
-    assert as_new.compute().stderr[0, 1] < 0.8 * once.compute().stderr[0, 1]
-
-
 def test_two_runs_give_the_same_bits(version):
     results = []
     for _ in range(2):
@@ -565,15 +436,6 @@ def test_the_default_device_of_the_user_does_not_matter():
         cka = MinibatchCKA(["x"])
         cka.update([torch.arange(12.0, device="cpu").square().reshape(6, 2)])
         assert cka.compute().cka[0, 0] == 1
-
-
-def test_memory_does_not_grow_with_the_batches():
-    cka = MinibatchCKA(names(2))
-    for i in range(600):
-        cka.update(layers(4, 2, i))
-    state = cka.state_dict()["tensors"]
-    assert state["block"].numel() == 256
-    assert cka.compute().meta["n_blocks"] == 256
 
 
 def test_the_options_are_recorded():
