@@ -148,3 +148,15 @@ def test_the_unbiased_value_does_not_depend_on_the_batch_size_and_the_biased_one
 def test_a_negative_estimate_is_returned_as_it_is():
     values = [fastcka.cka(*np.random.default_rng(s).normal(size=(2, 6, 50))) for s in range(40)]
     assert min(values) < -0.05
+
+
+def test_batches_sorted_by_class_measure_something_else():
+    generator = torch.Generator().manual_seed(3)
+    classes = 3 * torch.randn(10, 40, generator=generator).repeat_interleave(200, 0)
+    x, y = (classes + torch.randn(2000, 40, generator=generator) for _ in range(2))
+    order = torch.randperm(2000, generator=generator)
+    by_class = minibatch_cka(list(zip(x.split(50), y.split(50), strict=True)))
+    shuffled = minibatch_cka(list(zip(x[order].split(50), y[order].split(50), strict=True)))
+    assert abs(by_class) < 0.02
+    assert shuffled > 0.9
+    assert abs(shuffled - fastcka.cka(x, y)) < 0.01
