@@ -52,7 +52,7 @@ def cka(
     Cost: each of the three products takes 2n·p·q flop in feature space where either of its sides
     has fewer features than examples, else n²·(p + q); RBF takes n²·(p + q), and beyond 2048
     examples five times that. Memory stays below 1 GB beyond x and y at any n, provided that rows
-    are dense (another layout is copied); beyond 2048 examples that costs 2 to 5 times the time of
+    are dense (another layout is copied); beyond 2048 examples that costs 2 to 4 times the time of
     float32 products that hold all of K and L.
 
     >>> import numpy as np

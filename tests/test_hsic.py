@@ -11,11 +11,9 @@ SIZES = [(1, 1, 6), (2, 3, 10), (5, 4, 63), (9, 13, 2016), (3, 6, 9000)]
 def test_every_pair_is_the_inner_product(version, rows, columns, length):
     a = torch.randn(rows, length, dtype=torch.float64, device=version)
     b = torch.randn(columns, length, dtype=torch.float64, device=version)
-    expected = torch.tensor([[float((x * y).sum()) for y in b] for x in a])
+    expected = (a[:, None] * b[None]).sum(-1)
     scale = length**0.5
-    assert_close(hsic_pairs(a, b) / scale, expected.double() / scale, 1e-6)
-    exact = (a[:, None] * b[None]).sum(-1)
-    assert_close(hsic_pairs(a, b) / scale, exact / scale, REORDERED)
+    assert_close(hsic_pairs(a, b) / scale, expected / scale, REORDERED)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 8, 11])

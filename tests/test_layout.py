@@ -66,5 +66,5 @@ def test_gram_does_not_depend_on_the_layout(version, dtype):
         "every other feature": maps.flatten(1).repeat_interleave(2, 1)[:, ::2],
         "negative": torch._neg_view(-maps.flatten(1)),
     }
-    for name, tensor in layouts.items():
-        assert_close(gram(tensor).k.tril() / scale, expected / scale, 1e-6), name
+    for tensor in layouts.values():
+        assert_close(gram(tensor).k.tril() / scale, expected / scale, 1e-6)
