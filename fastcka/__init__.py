@@ -8,10 +8,22 @@
 
 from importlib.metadata import version as _version
 
+from fastcka.capture import Tap
+from fastcka.comparison import compare, compare_many
 from fastcka.functional import cka, hsic
 from fastcka.result import CKAResult, CKAResults
 from fastcka.streaming import MinibatchCKA
 from fastcka.warning import CKAWarning
 
 __version__ = _version("fastcka")
-__all__ = ["CKAResult", "CKAResults", "CKAWarning", "MinibatchCKA", "cka", "hsic"]
+__all__ = [
+    "CKAResult",
+    "CKAResults",
+    "CKAWarning",
+    "MinibatchCKA",
+    "Tap",
+    "cka",
+    "compare",
+    "compare_many",
+    "hsic",
+]

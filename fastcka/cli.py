@@ -4,7 +4,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from fastcka import compare_command, list_command
 from fastcka.info import describe
+from fastcka.kernels.dispatch import BACKENDS
+from fastcka.kernels.operations import OPERANDS
+from fastcka.options import ESTIMATORS, GRAMS
+from fastcka.streaming import WEIGHTINGS
+
+MODEL = "timm name, hf-hub:OWNER/NAME, local-dir:FOLDER, or NAME@FILE with weights from a file"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -13,13 +20,82 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="How alike do networks represent the same images, layer by layer?",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_compare(commands)
+    _add_list(commands)
     commands.add_parser(
         "info", help="versions, instruction sets, and which backend runs where and why"
     ).set_defaults(run=lambda _: print(describe()))
     options = parser.parse_args(arguments)
     try:
         options.run(options)
-    except (RuntimeError, ValueError, TypeError) as error:
-        print(f"fastcka: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("fastcka: interrupted; nothing was written", file=sys.stderr)
+        return 130
+    except (RuntimeError, ValueError, TypeError, OSError) as error:
+        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        print(f"fastcka: {error}{notes}", file=sys.stderr)
         return 1
     return 0
+
+
+def _add_compare(commands) -> None:
+    parser = commands.add_parser(
+        "compare",
+        help="CKA between all layers of models, in one pass over a folder of images",
+        description="CKA between all layers of one, two or more models, in one pass over a folder "
+        "of images: result.safetensors, heatmap.png, heatmap.pdf and summary.json.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.set_defaults(run=compare_command.run)
+    parser.add_argument("models", nargs="+", metavar="MODEL", help=MODEL)
+    add = parser.add_argument_group("data").add_argument
+    add("--data", metavar="DIR", help="folder of images; without it, images are generated")
+    add("--generate", type=int, default=512, metavar="N", help="how many, where there is no --data")
+    add("--max-images", type=int, metavar="N", help="take so many, chosen at random")
+    add("--on-broken", choices=("stop", "skip"), default="stop", help="at an unreadable image")
+    add("-b", "--batch-size", type=int, default=64, metavar="N", help="images a forward pass")
+    add("-j", "--workers", type=int, default=0, metavar="N", help="processes that decode images")
+    add("--passes", type=int, default=1, metavar="N", help="over the data, each in another order")
+    add("--seed", type=int, default=0, help="of the order, and of untrained weights")
+    add = parser.add_argument_group("models").add_argument
+    add("--layers", nargs="+", default=["blocks"], metavar="LAYER",
+        help="names, globs, or blocks, leaves, raghu")  # fmt: skip
+    add("--layers-a", nargs="+", metavar="LAYER", help="of the first model alone")
+    add("--layers-b", nargs="+", metavar="LAYER", help="of the second model alone")
+    add("--pretrained", action="store_true", help="weights from the hub or its cache")
+    add("--img-size", type=int, metavar="N", help="pixels of a side, for all models")
+    add("--device", help="cpu, cuda, cuda:1, ...; the GPU where there is one")
+    add("--amp", action="store_true", help="run the models under autocast")
+    add("--amp-dtype", choices=("float16", "bfloat16"), default="float16", help="of --amp")
+    add = parser.add_argument_group("measure").add_argument
+    add("--n", type=int, metavar="N", help="images in a CKA batch; divides the batch size")
+    add("--estimator", choices=ESTIMATORS, default="unbiased", help="of HSIC")
+    add("--weighting", choices=WEIGHTINGS, default="pairs", help="of the batches")
+    add("--gram", choices=GRAMS, default="linear", help="Gram function")
+    add("--bandwidth", type=float, help="of --gram rbf, in median distances")
+    add("--operand", choices=OPERANDS, help="type of the values that are multiplied")
+    add("--backend", choices=BACKENDS, help="see `fastcka info`")
+    add = parser.add_argument_group("output").add_argument
+    add("--output", metavar="DIR", help="default: fastcka-results/MODEL-MODEL")
+    add("--overwrite", action="store_true", help="replace an earlier result in that folder")
+    add("--errors", action="store_true", help="standard errors in the figure")
+    add("--title", help="of the figure")
+    add("--quiet", action="store_true", help="print nothing but warnings and errors")
+
+
+def _add_list(commands) -> None:
+    parser = commands.add_parser("list", help="names of models, or of the layers of a model")
+    what = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    models = what.add_parser("models", help="what timm has, for example 'vit_*'")
+    models.add_argument("pattern", nargs="?", default="*", help="with wildcards, in quotes")
+    models.set_defaults(run=lambda options: print(list_command.models(options.pattern)))
+    layers = what.add_parser("layers", help="what `--layers` can name, in the order of execution")
+    layers.add_argument("model", metavar="MODEL", help=MODEL)
+    layers.add_argument("--layers", nargs="+", default=["**"], metavar="LAYER",
+                        help="only these: names, globs, or blocks, leaves, raghu")  # fmt: skip
+    layers.add_argument("--img-size", type=int, metavar="N", help="pixels of a side")
+    layers.set_defaults(
+        run=lambda options: print(
+            list_command.layers(options.model, options.layers, options.img_size)
+        )
+    )

@@ -51,6 +51,34 @@ class GramStack:
         self.eps = torch.zeros(count, 2, dtype=torch.float64, device="cpu")
         self._missing = set(range(count))
 
+    @classmethod
+    def joined(cls, rows: list["GramStack"]) -> "GramStack":
+        """One stack of the same batch and options, from filled stacks of a layer each.
+
+        Which layers a network has, and their order, shows when it has run. `rows` is emptied on the
+        way, so that no more than a row is held twice.
+        """
+        first = rows[0]
+        names = [name for row in rows for name in row.layers]
+        stack = cls(
+            names,
+            first.n,
+            estimator=first.estimator,
+            gram=first.gram,
+            bandwidth=first.bandwidth,
+            operand=first.operand,
+            backend=first.backend,
+            device=first.packed.device,
+        )
+        for index in range(len(names)):
+            row = rows.pop(0)
+            if row.packed.device != stack.packed.device:
+                raise _two_devices(row.layers[0], row.packed.device, stack.packed.device)
+            for name in ("packed", "diagonal", "row_sums", "summary", "eps"):
+                getattr(stack, name)[index] = getattr(row, name)[0]
+        stack._missing.clear()
+        return stack
+
     @property
     def measure(self) -> tuple:
         """All that two stacks must share to be added up."""
@@ -65,9 +93,7 @@ class GramStack:
         except (TypeError, ValueError, RuntimeError) as error:
             raise type(error)(f"layer {name!r}: {error}") from error
         if batch.k.device != self.packed.device:
-            raise RuntimeError(
-                f"layer {name!r} is on {x.device}, but the batch began on {self.packed.device}"
-            )
+            raise _two_devices(name, x.device, self.packed.device)
         # Of the accumulator, also for 16-bit activations: their values as received are exact.
         eps = torch.finfo(accumulator(x.dtype)).eps
         if self.gram == "rbf":
@@ -83,6 +109,10 @@ class GramStack:
         if self._missing:
             names = ", ".join(repr(self.layers[row]) for row in sorted(self._missing))
             raise ValueError(f"no activations were given for {names}")
+
+
+def _two_devices(layer: str, its: torch.device, first: torch.device) -> RuntimeError:
+    return RuntimeError(f"layer {layer!r} is on {its}, but the batch began on {first}")
 
 
 def check_examples(layer: str, x: torch.Tensor, n: int) -> None:

@@ -79,24 +79,33 @@ class LayerTotals:
             setattr(self, name, value.clone())
 
     def messages(self, names: Sequence[str], whose: str) -> list[str]:
-        """One sentence for every layer that has no value, or an uncertain one."""
-        told = []
+        """A sentence for each reason why layers have no value, or an uncertain one."""
         first_bad, constant = self.first_bad.tolist(), self.constant().tolist()
         lost = conditioning.has_lost_digits(self.sums, self.eps).tolist()
+        told: dict[str, list[str]] = {}
         for row, name in enumerate(names):
-            layer = f"layer {name!r}{whose}"
             if first_bad[row] != NEVER:
-                told.append(
-                    f"{layer} holds inf or NaN, first in batch {first_bad[row]}; its CKA is NaN"
+                reason = (
+                    f"{{hold}} inf or NaN, first in batch {first_bad[row]}; {{their}} CKA is NaN"
                 )
             elif constant[row]:
-                told.append(
-                    f"{layer} is constant: its centred Gram matrix holds nothing but rounding; "
-                    "its CKA is NaN"
+                reason = (
+                    "{are} constant: {their} centred Gram matrix holds nothing but rounding; "
+                    "{their} CKA is NaN"
                 )
             elif lost[row]:
-                told.append(
-                    f"{layer} is dominated by few examples, and its Gram matrix has lost digits; "
-                    "its CKA may be off by more than 1e-5: give it in float64"
+                reason = (
+                    "{are} dominated by few examples, and {their} Gram matrix has lost digits; "
+                    "{their} CKA may be off by more than 1e-5: give {them} in float64"
                 )
-        return told
+            else:
+                continue
+            told.setdefault(reason, []).append(name)
+        return [_sentence(layers, whose, reason) for reason, layers in told.items()]
+
+
+def _sentence(layers: list[str], whose: str, reason: str) -> str:
+    one = {"hold": "holds", "are": "is", "their": "its", "them": "it"}
+    words = one if len(layers) == 1 else {word: word for word in one}
+    listed = ", ".join(repr(name) for name in layers)
+    return f"layer{'' if words is one else 's'} {listed}{whose} {reason.format(**words)}"

@@ -22,3 +22,8 @@ def check_choice(name: str, value: str, known: Sequence[str]) -> None:
     if not isinstance(value, str) or value not in known:
         choices = ", ".join(repr(choice) for choice in known)
         raise ValueError(f"`{name}` must be one of {choices}, but is {value!r}")
+
+
+def check_whole_number(name: str, value: int, least: int) -> None:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"`{name}` must be a whole number from {least} on, but is {value!r}")

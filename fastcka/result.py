@@ -1,10 +1,15 @@
 """What a measurement returns: the matrix, its error bars, and how it was obtained."""
 
 import numbers
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
+
+from fastcka import result_file, result_tables
+from fastcka.report.heatmap import heatmap
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +50,16 @@ class CKAResult:
             f"{np.array2string(self.cka, precision=3)})"
         )
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names of the two models; of one alone, where it was compared with itself."""
+        facts = self.meta.get("models")
+        if facts:
+            return tuple(model["name"] for model in facts.values())
+        # Equal layers with equal HSICs are one model, compared with itself.
+        one = self.layers_a == self.layers_b and np.array_equal(self.hsic_aa, self.hsic_bb, True)
+        return ("model a",) if one else ("model a", "model b")
+
     def ci(self, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
         """Confidence interval for the CKA of the population: cka ± t · stderr.
 
@@ -77,6 +92,111 @@ class CKAResult:
         half = t.ppf((1 + level) / 2, freedom) * self.stderr if freedom > 0 else self.stderr
         return self.cka - half, self.cka + half
 
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write the result to one file, all digits kept; `load` reads it.
+
+        An older file is replaced at once or, after an error, left as it was.
+
+        Args:
+            path: of the file, a safetensors file whatever its name ends in.
+
+        Raises:
+            TypeError: `meta` holds what JSON cannot; the message names it.
+            FileNotFoundError: the folder does not exist.
+
+        >>> import fastcka, tempfile, torch
+        >>> result = fastcka.MinibatchCKA(["conv1"]).update([torch.randn(8, 4)]).compute()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     fastcka.CKAResult.load(result.save(f"{folder}/conv.safetensors")).layers_a
+        ('conv1',)
+        """
+        return result_file.write(path, "CKAResult", [vars(self)])
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "CKAResult":
+        """Read what `save` wrote; tuples within `meta` come back as lists.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged, from a newer fastcka, or holds no single result.
+        """
+        return cls._from_file(*result_file.read(path, "CKAResult"))
+
+    @classmethod
+    def _from_file(cls, fields: dict) -> "CKAResult":
+        names = ("layers_a", "layers_b", "warnings")
+        return cls(**fields | {name: tuple(fields[name]) for name in names})
+
+    def plot(
+        self,
+        path: str | os.PathLike | None = None,
+        *,
+        errors: bool = False,
+        title: str | None = None,
+        ax=None,
+    ):
+        """Draw the matrix, the first layers at the bottom left, colours from 0 to 1.
+
+        Args:
+            path: where to save the figure, as .png, .pdf or .svg; None saves nothing.
+            errors: show standard errors: up to 12 x 12 layers in the cells, beyond as a second
+                panel.
+            ax: matplotlib axes to draw in, of the size they have now; None makes a figure as large
+                as it needs to be.
+
+        Returns:
+            The matplotlib Figure.
+
+        Raises:
+            ValueError: the suffix is unknown, there are no standard errors, or two panels were
+                asked for in one `ax`.
+
+        >>> import fastcka, torch
+        >>> result = fastcka.MinibatchCKA(["conv1"]).update([torch.randn(8, 4)]).compute()
+        >>> result.plot(title="One layer").axes[0].get_title("left")
+        'One layer'
+        """
+        return heatmap(
+            self.cka,
+            {self.models[0]: self.layers_a},
+            {self.models[-1]: self.layers_b},
+            stderr=self.stderr if errors else None,
+            title=title,
+            note=self._note(),
+            path=path,
+            ax=ax,
+        )
+
+    def _note(self) -> str:
+        batches = f"{self.n_batches} batch{'' if self.n_batches == 1 else 'es'}"
+        estimator = f"{self.meta.get('estimator', '')} CKA".strip()
+        return f"{self.n_examples} examples in {batches}, {estimator}"
+
+    def to_pandas(self):
+        """A pandas DataFrame with columns layer_a, layer_b, cka, stderr, one row a pair of layers.
+
+        Rows of the matrix follow each other; `attrs` holds `meta`. Needs pandas.
+
+        >>> import fastcka, torch
+        >>> result = fastcka.MinibatchCKA(["conv1"]).update([torch.randn(8, 4)]).compute()
+        >>> list(result.to_pandas().columns)
+        ['layer_a', 'layer_b', 'cka', 'stderr']
+        """
+        return result_tables.long_table(self)
+
+    def to_xarray(self):
+        """An xarray Dataset of all arrays over layer_a and layer_b, whose labels are the names.
+
+        `attrs` holds n_examples, n_batches and what of `meta` is one number or string. Needs
+        xarray.
+
+        >>> import fastcka, torch
+        >>> result = fastcka.MinibatchCKA(["conv1"]).update([torch.randn(8, 4)]).compute()
+        >>> float(result.to_xarray().cka.sel(layer_a="conv1", layer_b="conv1").round(6))
+        1.0
+        """
+        return result_tables.dataset(self)
+
 
 class CKAResults(Mapping):
     """The results of several models: `results["vit", "resnet"]` is a `CKAResult`.
@@ -103,3 +223,51 @@ class CKAResults(Mapping):
 
     def __len__(self) -> int:
         return len(self._pairs)
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write all pairs to one file, as `CKAResult.save`."""
+        records = [{"pair": pair, **vars(result)} for pair, result in self.items()]
+        return result_file.write(path, "CKAResults", records)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "CKAResults":
+        """Read what `save` wrote, as `CKAResult.load`."""
+        records = result_file.read(path, "CKAResults")
+        return cls({tuple(fields.pop("pair")): CKAResult._from_file(fields) for fields in records})
+
+    def plot(
+        self,
+        path: str | os.PathLike | None = None,
+        *,
+        errors: bool = False,
+        title: str | None = None,
+        ax=None,
+    ):
+        """Draw all models' layers in one square, blank for pairs without a result.
+
+        Arguments, figure and errors are those of `CKAResult.plot`.
+        """
+        layers = {a: result.layers_a for (a, _), result in self.items()}
+        layers |= {b: result.layers_b for (_, b), result in self.items()}
+        return heatmap(
+            self._joint("cka", layers),
+            layers,
+            layers,
+            stderr=self._joint("stderr", layers) if errors else None,
+            title=title,
+            note="; ".join(dict.fromkeys(result._note() for result in self.values())),
+            path=path,
+            ax=ax,
+        )
+
+    def _joint(self, name: str, layers: Mapping[str, tuple[str, ...]]) -> np.ma.MaskedArray:
+        """The matrices of all pairs in one, masked where neither (a, b) nor (b, a) is there."""
+        ends = np.cumsum([len(names) for names in layers.values()])
+        rows = {m: slice(end - len(layers[m]), end) for m, end in zip(layers, ends, strict=True)}
+        whole = np.ma.masked_all((ends[-1], ends[-1]))
+        for (a, b), result in self.items():
+            block = getattr(result, name)
+            whole[rows[a], rows[b]] = block
+            if (b, a) not in self:
+                whole[rows[b], rows[a]] = block.T
+        return whole

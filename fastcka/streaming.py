@@ -156,16 +156,18 @@ class MinibatchCKA:
 
     def stack(self, model: str, n: int, device: torch.device | str = "cpu") -> GramStack:
         """An empty stack for the layers of one model, to be filled while the model runs."""
-        return GramStack(
-            self.layers[model],
-            n,
-            estimator=self.estimator,
-            gram=self.gram,
-            bandwidth=self.bandwidth,
-            operand=self.operand,
-            backend=self.backend,
-            device=device,
-        )
+        return GramStack(self.layers[model], n, device=device, **self.stack_options)
+
+    @property
+    def stack_options(self) -> dict:
+        """What a `GramStack` of these sums is made with."""
+        return {
+            "estimator": self.estimator,
+            "gram": self.gram,
+            "bandwidth": self.bandwidth,
+            "operand": self.operand,
+            "backend": self.backend,
+        }
 
     def skip(self, n: int) -> "MinibatchCKA":
         """Count a batch that is too small for HSIC."""

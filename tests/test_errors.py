@@ -1,16 +1,28 @@
 """Every refusal, by its text: argument, what was expected, what came."""
 
 import re
+from functools import cache
 
 import numpy as np
 import pytest
+import timm
 import torch
+from torch import nn
 
 import fastcka
-from fastcka import MinibatchCKA
+from fastcka import MinibatchCKA, Tap
+from fastcka.capture.matching import find
+from fastcka.capture.modules import named
+from fastcka.capture.presets import raghu
 from fastcka.kernels import finish, gram, hsic_pairs, native, using
 
 x, y = torch.randn(8, 5), torch.randn(8, 3)
+
+
+@cache
+def vit():
+    with torch.device("meta"):
+        return named(timm.create_model("vit_tiny_patch16_224", depth=3))
 
 
 def two(**options):
@@ -265,6 +277,49 @@ NATIVE_REFUSALS = [
         r"`b` must have shape \[3, 6\], but has \[3, 5\]",
     ),
     (lambda: native_hsic(a=a.float()), TypeError, "`a` must be float64"),
+    # layers
+    (
+        lambda: find("blocks.12", vit(), "a"),
+        ValueError,
+        "model 'a' has no layer 'blocks.12'; did you mean blocks.2, blocks.1, ",
+    ),
+    (
+        lambda: find("zzz", vit(), "a"),
+        ValueError,
+        "no layer 'zzz'; it has patch_embed, .* and .* more",
+    ),
+    (lambda: find("heads.*", vit(), "a"), ValueError, "model 'a' has no layer 'heads.*'"),
+    (lambda: find(nn.LSTM, vit(), "a"), ValueError, "model 'a' has no module of type LSTM"),
+    (lambda: find([], vit(), "a"), ValueError, "`layers` is empty"),
+    (lambda: find(3, vit(), "a"), TypeError, "`layers` must be names, globs, .*, not int"),
+    (lambda: find([nn.ReLU()], vit(), "a"), TypeError, "a module is given by its name"),
+    (lambda: find([int], vit(), "a"), TypeError, "`layers` may hold names"),
+    (
+        lambda: raghu({"": nn.Identity(), "fc": nn.Linear(2, 2)}),
+        ValueError,
+        "'raghu' needs a network of",
+    ),
+    (
+        lambda: find("leaves", {"": nn.Identity()}, "b"),
+        ValueError,
+        "'leaves' finds no layers in model 'b'",
+    ),
+    (lambda: Tap(""), TypeError, "`pattern` must be a layer's name or a glob"),
+    (
+        lambda: Tap("a", side="both"),
+        ValueError,
+        "`side` must be 'output' or 'input', but is 'both'",
+    ),
+    (
+        lambda: Tap("a", tokens="class"),
+        ValueError,
+        "`tokens` must be 'all', 'cls', .* but is 'class'",
+    ),
+    (lambda: Tap("a", tokens=(1, 2, 3)), ValueError, r"`tokens` must be .* but is \(1, 2, 3\)"),
+    (lambda: Tap("a", tokens=1.5), ValueError, "`tokens` must be .* but is 1.5"),
+    (lambda: Tap("a", call=0), ValueError, "`call` must be 1, 2, 3, … or None, but is 0"),
+    (lambda: Tap("a", select="head"), ValueError, "`select` must be a slice .* but is 'head'"),
+    (lambda: Tap("a", select=3), ValueError, "`select` must be a slice of channels, .* but is 3"),
 ]
 
 

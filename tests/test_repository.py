@@ -17,14 +17,18 @@ PACKAGE = ROOT / "fastcka"
 
 # A module imports only from rows above its own, or from its own package.
 ORDER = [
-    ["options", "warning"],
-    ["kernels"],
+    ["options", "warning", "provenance", "report", "result_file", "result_tables"],
+    ["kernels", "capture", "data", "models"],
     ["conditioning", "jackknife", "result"],
     ["gram_stack"],
     ["batch", "hsic_sums", "centred_rows"],
     ["stored_features"],
     ["functional", "streaming"],
-    ["info"],
+    ["participant"],
+    ["measurement"],
+    ["comparison"],
+    ["info", "summary"],
+    ["compare_command", "list_command"],
     ["cli"],
     ["__init__", "__main__"],
 ]
@@ -83,7 +87,10 @@ def test_public_names_are_these():
         "CKAResults",
         "CKAWarning",
         "MinibatchCKA",
+        "Tap",
         "cka",
+        "compare",
+        "compare_many",
         "hsic",
     ]
     assert all(hasattr(fastcka, name) for name in fastcka.__all__)
@@ -127,7 +134,15 @@ def test_examples_in_docstrings_run(name):
     assert failures == 0
 
 
-PUBLIC = [fastcka.cka, fastcka.hsic, fastcka.MinibatchCKA, fastcka.CKAResult.ci]
+PUBLIC = [
+    fastcka.cka,
+    fastcka.hsic,
+    fastcka.compare,
+    fastcka.compare_many,
+    fastcka.MinibatchCKA,
+    fastcka.Tap,
+    fastcka.CKAResult.ci,
+]
 
 
 @pytest.mark.parametrize("member", PUBLIC, ids=lambda m: m.__qualname__)

@@ -1,0 +1,179 @@
+"""From names of models and a folder of images to a result and its figure: `fastcka compare`."""
+
+import argparse
+import json
+import os
+import re
+import sys
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from fastcka import models
+from fastcka.comparison import compare, compare_many
+from fastcka.data import ImageBatches, write_images
+from fastcka.models import Network
+from fastcka.result import CKAResult, CKAResults
+from fastcka.summary import in_words, summary
+from fastcka.warning import CKAWarning
+
+RESULT, FIGURES, SUMMARY = "result.safetensors", ("heatmap.png", "heatmap.pdf"), "summary.json"
+AUTOCAST = {"float16": "fp16", "bfloat16": "bf16"}
+
+
+def run(options: argparse.Namespace) -> None:
+    """`fastcka compare`, with its options as parsed."""
+    labels = models.labels(options.models)
+    layers = _layers(options, labels)
+    folder = _output_folder(options, labels)
+    networks = _networks(options, labels)
+    data = _images(options, folder, networks)
+    started = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", CKAWarning)
+        warnings.showwarning = _show_warning
+        result = _measure(options, networks, layers, data)
+    seconds = time.perf_counter() - started
+    _write(options, folder, result)
+    if not options.quiet:
+        for pair in result.values() if isinstance(result, CKAResults) else [result]:
+            print(in_words(pair))
+        print(f"{seconds:.1f} s; {', '.join((RESULT, *FIGURES, SUMMARY))} are in {folder}")
+
+
+def _layers(options: argparse.Namespace, labels: list[str]) -> dict[str, list[str]]:
+    layers = dict.fromkeys(labels, options.layers)
+    for side, given in enumerate((options.layers_a, options.layers_b)):
+        if given is not None:
+            if side == len(labels):
+                raise ValueError("--layers-b needs a second model")
+            layers[labels[side]] = given
+    return layers
+
+
+def _output_folder(options: argparse.Namespace, labels: list[str]) -> Path:
+    """Made before anything runs: a folder that cannot be written is known at once."""
+    name = "-".join(re.sub(r"[^\w.@()]+", "_", label) for label in labels)
+    folder = Path(options.output) if options.output else Path("fastcka-results", name)
+    if (folder / RESULT).exists() and not options.overwrite:
+        raise ValueError(
+            f"{folder / RESULT} is there already: give another --output, or --overwrite it"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot make the folder {folder}: {error.strerror}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"cannot write to the folder {folder}; give another --output")
+    return folder
+
+
+def _networks(options: argparse.Namespace, labels: list[str]) -> dict[str, Network]:
+    networks = {}
+    for place, (label, name) in enumerate(zip(labels, options.models, strict=True)):
+        # A model that is named twice is two networks: the second has weights of its own.
+        seed = options.seed + options.models[:place].count(name)
+        networks[label] = models.load(
+            name, pretrained=options.pretrained, seed=seed, img_size=options.img_size
+        )
+    untrained = [
+        label
+        for label, network in networks.items()
+        if network.provenance["weights"].startswith("untrained")
+    ]
+    if untrained:
+        _tell(f"untrained, for want of --pretrained or NAME@FILE: {', '.join(untrained)}")
+    return networks
+
+
+def _images(
+    options: argparse.Namespace, folder: Path, networks: dict[str, Network]
+) -> ImageBatches:
+    root = options.data
+    if root is None:
+        root = folder / "images"
+        _tell(f"no --data: {options.generate} generated images, in {root}")
+        write_images(root, options.generate, seed=options.seed)
+    transforms, shared = {}, {}
+    for label, network in networks.items():
+        # Models with the same preprocessing share the view.
+        transforms[label] = shared.setdefault(str(network.data_config), network.transform())
+    return ImageBatches(
+        root,
+        transforms,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        workers=options.workers,
+        max_images=options.max_images,
+        on_broken=options.on_broken,
+    )
+
+
+def _measure(
+    options: argparse.Namespace,
+    networks: dict[str, Network],
+    layers: dict[str, list[str]],
+    data: ImageBatches,
+) -> CKAResult | CKAResults:
+    common = {
+        "n": options.n,
+        "passes": options.passes,
+        "estimator": options.estimator,
+        "weighting": options.weighting,
+        "gram": options.gram,
+        "bandwidth": options.bandwidth,
+        "operand": options.operand,
+        "autocast": AUTOCAST[options.amp_dtype] if options.amp else None,
+        "device": options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        "backend": options.backend,
+        "progress": not options.quiet,
+    }
+    views = {label: _view(label) for label in networks}
+    modules = {label: network.module for label, network in networks.items()}
+    facts = {label: network.provenance | {"name": label} for label, network in networks.items()}
+    if len(networks) > 2:
+        results = compare_many(modules, data, layers=layers, inputs=views, **common)
+        return CKAResults(
+            {
+                pair: _with_facts(result, [facts[label] for label in pair])
+                for pair, result in results.items()
+            }
+        )
+    a, b = [*networks, None][:2]
+    second = {} if b is None else {"layers_b": layers[b], "input_b": views[b]}
+    result = compare(
+        modules[a], modules.get(b), data, layers_a=layers[a], input_a=views[a], **second, **common
+    )
+    return _with_facts(result, [facts[label] for label in networks])
+
+
+def _view(label: str):
+    return lambda batch: batch["views"][label]
+
+
+def _with_facts(result: CKAResult, facts: list[dict]) -> CKAResult:
+    """What is known of the weights goes with what was seen of the models."""
+    models = {
+        side: seen | known
+        for (side, seen), known in zip(result.meta["models"].items(), facts, strict=False)
+    }
+    return replace(result, meta=result.meta | {"models": models})
+
+
+def _write(options: argparse.Namespace, folder: Path, result: CKAResult | CKAResults) -> None:
+    result.save(folder / RESULT)
+    for name in FIGURES:
+        result.plot(folder / name, errors=options.errors, title=options.title)
+    text = json.dumps(summary(result), indent=1, ensure_ascii=False)
+    (folder / SUMMARY).write_text(text + "\n", encoding="utf-8")
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    _tell(str(message))
+
+
+def _tell(text: str) -> None:
+    print(f"fastcka: {text}", file=sys.stderr)

@@ -1,0 +1,231 @@
+"""Models and data in, CKA between all their layers out; written for any number of models."""
+
+from collections.abc import Callable, Iterable, Mapping
+from operator import itemgetter
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset, IterableDataset
+
+from fastcka.data.pairing import Paired
+from fastcka.measurement import measure
+from fastcka.participant import Participant, autocast_dtype
+from fastcka.result import CKAResult, CKAResults
+
+
+def compare(
+    model_a: nn.Module,
+    model_b: nn.Module | None = None,
+    data: Iterable | None = None,
+    *,
+    data_b: Iterable | None = None,
+    layers_a="blocks",
+    layers_b=None,
+    input_a: Callable | None = None,
+    input_b: Callable | None = None,
+    forward_a: Callable | None = None,
+    forward_b: Callable | None = None,
+    n: int | None = None,
+    passes: int = 1,
+    estimator: str = "unbiased",
+    weighting: str = "pairs",
+    gram: str = "linear",
+    bandwidth: float | None = None,
+    operand: str | torch.dtype | None = None,
+    autocast: str | torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    backend: str | None = None,
+    progress: bool = True,
+) -> CKAResult:
+    """Measure CKA between all layers of two models, or of one with itself, in one pass of the data.
+
+    The number is that of `MinibatchCKA`: HSIC_1 [Song et al. 2012] summed over batches and divided
+    once [Nguyen et al. 2021]. Activations are reduced inside the hooks and not kept. The models run
+    in evaluation mode without gradients, and leave as they came, also after an error.
+
+    Args:
+        model_a, model_b: networks; None compares the first with itself.
+        data: batches, each a tensor [n, …], a tuple (x, …) whose first element alone is the input,
+            or a dict that is passed as keywords. Every batch must be a random sample of the images:
+            a loader that does not shuffle, or batches of one class, give a warning.
+        data_b: batches for the second model, of the same images in the same order.
+        layers_a, layers_b: names, globs (`*` within dots, `**` across), module types, `Tap`s, a
+            list of these, or a preset: "blocks"; "leaves", every module without parts; "raghu", the
+            layers of Raghu et al. 2021. None for the second is what the first has. A list of names
+            keeps its order, all else comes in the order of execution.
+        input_a, input_b: from a batch to what the model is called with: a tensor, a tuple of
+            arguments, or a dict of keywords.
+        forward_a, forward_b: called as forward(model, input) instead of the model.
+        n: images in a CKA batch; divides the batches of the data. None takes them as they come.
+        passes: how often the data is read; helps where a loader shuffles anew.
+        estimator, weighting, gram, bandwidth, operand, backend: as for `MinibatchCKA`.
+        autocast: "fp16" or "bf16" runs the models in that type; None as they are.
+        device: where they run; None is where they are.
+        progress: a bar where the output is a terminal.
+
+    Returns:
+        `CKAResult`; its `meta` holds all that the numbers depend on.
+
+    Raises:
+        TypeError, ValueError: an argument is none of the above, a layer is unknown, or the data
+            gives no batch of 4 images; the message says what to do.
+
+    Cost: a forward pass of each model, n²·p flop a layer of p features, and memory for one Gram
+    matrix of n² numbers a layer.
+
+    >>> import torch, fastcka
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+    >>> images = torch.randn(200, 8)
+    >>> result = fastcka.compare(net, data=images.split(50))
+    >>> result.layers_a, result.cka.shape
+    (('0', '1', '2'), (3, 3))
+    """
+    for name, model in (("model_a", model_a), ("model_b", model_b)):
+        _check_model(name, model, optional=name == "model_b")
+    _check_data(data)
+    if model_b is None and not (layers_b is data_b is input_b is forward_b is None):
+        raise ValueError("there is no `model_b` for `layers_b`, `data_b`, `input_b` or `forward_b`")
+    common = {"autocast": autocast_dtype(autocast), "device": device}
+    pick_a = pick_b = None
+    if data_b is not None:
+        _check_data(data_b, "data_b")
+        data, pick_a, pick_b = Paired(data, data_b), itemgetter(0), itemgetter(1)
+    a = Participant(
+        "a", model_a, layers_a, pick=pick_a, prepare=input_a, forward=forward_a, **common
+    )
+    participants = [a]
+    if model_b is not None:
+        layers_b = layers_a if layers_b is None else layers_b
+        participants.append(
+            Participant(
+                "b", model_b, layers_b, pick=pick_b, prepare=input_b, forward=forward_b, **common
+            )
+        )
+    return measure(
+        participants,
+        data,
+        n=n,
+        passes=passes,
+        progress=progress,
+        many=False,
+        estimator=estimator,
+        weighting=weighting,
+        gram=gram,
+        bandwidth=bandwidth,
+        operand=operand,
+        backend=backend,
+    )
+
+
+def compare_many(
+    models: Mapping[str, nn.Module],
+    data: Iterable | None = None,
+    *,
+    layers="blocks",
+    inputs: Mapping[str, Callable] | None = None,
+    forwards: Mapping[str, Callable] | None = None,
+    n: int | None = None,
+    passes: int = 1,
+    estimator: str = "unbiased",
+    weighting: str = "pairs",
+    gram: str = "linear",
+    bandwidth: float | None = None,
+    operand: str | torch.dtype | None = None,
+    autocast: str | torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    backend: str | None = None,
+    progress: bool = True,
+) -> CKAResults:
+    """Measure CKA between every layer of any number of models in one pass of the data.
+
+    Each model runs once a batch, however many pairs it is part of.
+
+    Args:
+        models: networks by name.
+        layers: as `layers_a` of `compare`, for all models; or a mapping by model.
+        inputs, forwards: mappings from model to what `input_a` and `forward_a` are in `compare`.
+        data and the other arguments: as in `compare`.
+
+    Returns:
+        `CKAResults`: every pair of models, each with itself included.
+
+    Raises: as `compare`.
+
+    >>> import torch, fastcka
+    >>> def net(width):
+    ...     return torch.nn.Sequential(torch.nn.Linear(8, width), torch.nn.ReLU())
+    >>> nets = {"thin": net(4), "wide": net(32)}
+    >>> results = fastcka.compare_many(nets, torch.randn(120, 8).split(40))
+    >>> sorted(results)
+    [('thin', 'thin'), ('thin', 'wide'), ('wide', 'wide')]
+    """
+    if not isinstance(models, Mapping) or not models:
+        raise TypeError(
+            "`models` must be a mapping from name to model, for example {'vit': vit, 'cnn': cnn}"
+        )
+    for name, model in models.items():
+        _check_model(f"models[{name!r}]", model)
+    _check_data(data)
+    per_model = {"layers": layers, "inputs": inputs, "forwards": forwards}
+    for argument, given in per_model.items():
+        strange = set(given) - set(models) if isinstance(given, Mapping) else None
+        if strange:
+            raise ValueError(f"`{argument}` names {sorted(strange)}, which `models` does not")
+    participants = [
+        Participant(
+            name,
+            model,
+            layers.get(name, "blocks") if isinstance(layers, Mapping) else layers,
+            name=name,
+            prepare=(inputs or {}).get(name),
+            forward=(forwards or {}).get(name),
+            autocast=autocast_dtype(autocast),
+            device=device,
+        )
+        for name, model in models.items()
+    ]
+    return measure(
+        participants,
+        data,
+        n=n,
+        passes=passes,
+        progress=progress,
+        many=True,
+        estimator=estimator,
+        weighting=weighting,
+        gram=gram,
+        bandwidth=bandwidth,
+        operand=operand,
+        backend=backend,
+    )
+
+
+def _check_model(name: str, model, optional: bool = False) -> None:
+    if isinstance(model, nn.Module) or (optional and model is None):
+        return
+    hint = (
+        "; the data are given by name: compare(model, data=...)"
+        if isinstance(model, Iterable) and not isinstance(model, (str, Mapping))
+        else "; timm.create_model makes one of a name"
+        if isinstance(model, str)
+        else ""
+    )
+    raise TypeError(f"`{name}` must be a torch.nn.Module, but is {type(model).__name__}{hint}")
+
+
+def _check_data(data, name: str = "data") -> None:
+    if data is None:
+        raise TypeError(
+            f"`{name}` is missing: give an iterable of batches, for example a DataLoader"
+        )
+    if isinstance(data, torch.Tensor):
+        raise TypeError(
+            f"`{name}` is one tensor, not batches of it; give for example {name}.split(64)"
+        )
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        raise TypeError(
+            f"`{name}` is a data set of single images; wrap it in "
+            "torch.utils.data.DataLoader(..., batch_size=64, shuffle=True)"
+        )
+    if not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
+        raise TypeError(f"`{name}` must be an iterable of batches, but is {type(data).__name__}")

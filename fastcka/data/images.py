@@ -1,0 +1,210 @@
+"""Batches of the images in a folder, as several models see them, each file decoded once."""
+
+import hashlib
+import os
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from fastcka.data.order import BatchOrder
+from fastcka.options import check_choice, check_whole_number
+
+
+class ImageBatches:
+    """Batches of the images under a folder, in seeded random order.
+
+    Images are files ending in .jpg, .jpeg or .png, at any depth; the innermost folder is the class.
+    They are converted to RGB; EXIF orientation is not applied, as in timm.
+
+    Args:
+        root: the folder.
+        transforms: name of a view -> function of a PIL RGB image to a tensor. All views come from
+            one decoding of the file, and a function that several views share is applied once.
+        batch_size: images a batch, from 1 on.
+        seed: of the order and of the choice, from 0 on. The number of workers does not matter.
+        workers: processes that decode; 0 decodes in this one.
+        max_images: take so many, chosen at random, the same in every pass; None takes all.
+        on_broken: "stop" at a file that cannot be decoded, or "skip" it and list it in `broken`.
+
+    Attributes:
+        batch_size: as given.
+        broken: names of the files that were skipped so far, sorted.
+
+    Raises:
+        FileNotFoundError, PermissionError: `root` does not exist or may not be read.
+        ValueError: `root` is a file or holds no images; another argument is out of range; during
+            iteration, a file that cannot be decoded.
+
+    Iterating gives {"views": {name: tensor [n, ...]}, "label": int64 [n], "index": int64 [n]}, with
+    the numbers of the files in the sorted list of all. n is `batch_size` but for the last batch and
+    for skipped files; a batch whose files were all skipped is left out.
+
+    >>> import tempfile
+    >>> from fastcka import data
+    >>> from torchvision.transforms.functional import to_tensor
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = data.write_images(folder, 10, size=32)
+    ...     images = data.ImageBatches(folder, {"vit": to_tensor}, batch_size=8)
+    ...     [batch["views"]["vit"].shape for batch in images]
+    [torch.Size([8, 3, 32, 32]), torch.Size([2, 3, 32, 32])]
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike,
+        transforms: Mapping[str, Callable],
+        *,
+        batch_size: int = 64,
+        seed: int = 0,
+        workers: int = 0,
+        max_images: int | None = None,
+        on_broken: str = "stop",
+    ):
+        check_whole_number("batch_size", batch_size, 1)
+        check_whole_number("seed", seed, 0)
+        check_whole_number("workers", workers, 0)
+        if max_images is not None:
+            check_whole_number("max_images", max_images, 1)
+        check_choice("on_broken", on_broken, ("stop", "skip"))
+        if not isinstance(transforms, Mapping) or not transforms:
+            raise ValueError(f"`transforms` must name at least one view, but is {transforms!r}")
+        self.root, self.batch_size, self.seed = os.fspath(root), batch_size, seed
+        self._workers, self._on_broken = workers, on_broken
+        files, self._classes = _find(self.root)
+        self._found = len(files)
+        if max_images is not None and max_images < len(files):
+            generator = torch.Generator().manual_seed(seed)
+            chosen = torch.randperm(len(files), generator=generator)[:max_images].sort().values
+            files = [files[i] for i in chosen.tolist()]
+        self._dataset = _Images(self.root, files, dict(transforms))
+        self._order = BatchOrder(len(files), batch_size, seed)
+        self._broken = set()
+
+    @property
+    def broken(self) -> list[str]:
+        return sorted(self._broken)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next passes take this permutation; 0 at first."""
+        check_whole_number("epoch", epoch, 0)
+        self._order.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[dict]:
+        # Workers live for one pass: a pass takes longer than their start, and passes can overlap.
+        loader = DataLoader(
+            self._dataset,
+            batch_sampler=self._order,
+            num_workers=self._workers,
+            collate_fn=self._dataset.together,
+            generator=torch.Generator(),  # or it would draw from the caller's random state
+        )
+        for batch, broken in loader:
+            if broken and self._on_broken == "stop":
+                raise ValueError(
+                    f"cannot read the image {broken[0].name!r} in {self.root!r}: "
+                    f"{broken[0].reason}; repair or remove it, or pass on_broken='skip'"
+                )
+            self._broken.update(file.name for file in broken)
+            if batch:
+                yield batch
+
+    def notices(self) -> list[str]:
+        """What who reads the numbers should know of the images."""
+        if not self._broken:
+            return []
+        count, few = len(self._broken), ", ".join(self.broken[:5])
+        more = f" and {count - 5} more" if count > 5 else ""
+        return [
+            f"{count} of {len(self._dataset.files)} images could not be read and are left out: "
+            f"{few}{more}"
+        ]
+
+    def provenance(self) -> dict:
+        """What identifies the images and their order; can be written as JSON.
+
+        Returns:
+            Among others `sha256`, over the names and sizes of the files used, and `broken` as
+            of now. Costs one look at the size of each file.
+        """
+        names = hashlib.sha256()
+        for _, name, _ in self._dataset.files:
+            size = os.path.getsize(os.path.join(self.root, name))
+            names.update(os.fsencode(name) + f"\0{size}\n".encode())
+        return {
+            "root": os.path.abspath(self.root),
+            "files_found": self._found,
+            "files_used": len(self._dataset.files),
+            "classes": self._classes,
+            "seed": self.seed,
+            "order": "torch.randperm of (seed, pass)",
+            "batch_size": self.batch_size,
+            "sha256": names.hexdigest(),
+            "on_broken": self._on_broken,
+            "broken": self.broken,
+        }
+
+
+@dataclass(frozen=True)
+class _Broken:
+    """An error as data: raised in a worker, it would arrive as a traceback."""
+
+    name: str
+    reason: str
+
+
+class _Images(Dataset):
+    def __init__(self, root: str, files: list[tuple[int, str, int]], views: dict[str, Callable]):
+        self.root, self.files = root, files
+        unique = {id(transform): transform for transform in views.values()}
+        self.transforms = list(unique.values())
+        self.views = {name: list(unique).index(id(views[name])) for name in views}
+
+    def __getitem__(self, i: int):
+        from PIL import Image
+
+        index, name, label = self.files[i]
+        try:
+            with Image.open(os.path.join(self.root, name)) as file:
+                image = file.convert("RGB")
+        # Decoders raise anything, from OSError to SyntaxError.
+        except Exception as error:
+            return _Broken(name, textwrap.shorten(str(error), 200) or type(error).__name__)
+        return index, label, [transform(image) for transform in self.transforms]
+
+    def together(self, items: list) -> tuple[dict | None, list[_Broken]]:
+        broken = [item for item in items if isinstance(item, _Broken)]
+        whole = [item for item in items if not isinstance(item, _Broken)]
+        if not whole:
+            return None, broken
+        index, label, images = zip(*whole, strict=True)
+        stacks = [torch.stack(view) for view in zip(*images, strict=True)]
+        batch = {
+            "views": {name: stacks[k] for name, k in self.views.items()},
+            "label": torch.tensor(label),
+            "index": torch.tensor(index),
+        }
+        return batch, broken
+
+
+def _find(root: str) -> tuple[list[tuple[int, str, int]], int]:
+    """(number, name relative to root, class) of every image, sorted, and the number of classes."""
+    from timm.data.readers.reader_image_folder import find_images_and_targets
+
+    if not os.path.exists(root):
+        raise FileNotFoundError(f"the image folder {root!r} does not exist")
+    if not os.path.isdir(root):
+        raise ValueError(f"the image folder {root!r} is a file; give the folder that holds it")
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise PermissionError(f"the image folder {root!r} may not be read by this user")
+    # Sorted here: timm's natural order leaves open which of 1.png and 01.png comes first.
+    found, classes = find_images_and_targets(root, sort=False)
+    named = sorted((os.path.relpath(path, root), label) for path, label in found)
+    if not named:
+        raise ValueError(f"the image folder {root!r} holds no .jpg, .jpeg or .png files")
+    return [(i, name, label) for i, (name, label) in enumerate(named)], len(classes)

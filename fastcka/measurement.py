@@ -1,0 +1,209 @@
+"""Any number of models over the batches of the data: the engine of a comparison."""
+
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+
+import torch
+
+from fastcka.data.labels import labels
+from fastcka.data.shuffling import ClassMixing, unshuffled
+from fastcka.gram_stack import GramStack
+from fastcka.options import check_whole_number
+from fastcka.participant import AUTOCAST, Inputs, Participant
+from fastcka.provenance import provenance
+from fastcka.result import CKAResult, CKAResults
+from fastcka.streaming import SMALLEST_BATCH, MinibatchCKA
+from fastcka.warning import CKAWarning
+
+
+def measure(
+    participants: list[Participant],
+    data: Iterable,
+    *,
+    n: int | None,
+    passes: int,
+    progress: bool,
+    many: bool,
+    **options,
+) -> CKAResult | CKAResults:
+    """Run the models over the data; `options` are those of `MinibatchCKA`."""
+    if n is not None:
+        check_whole_number("n", n, SMALLEST_BATCH)
+    check_whole_number("passes", passes, 1)
+    sums = _Sums(participants, many, options)
+    started = provenance(participants[0].device)
+    before = unshuffled(data)
+    _warn(before)
+    mixing = ClassMixing()
+    with ExitStack() as stack:
+        for participant in participants:
+            stack.enter_context(participant.ready())
+        for turn, number, batch in _batches(data, passes, progress):
+            inputs = {p.label: p.inputs(batch) for p in participants}
+            size = _common_size(inputs)
+            if turn == number == 0:
+                _check_divides(n, data, size)
+            sums.add(inputs, _parts(size, n), turn, number)
+            known = labels(batch)
+            if known is not None and len(known) == size:
+                for part in _parts(size, n):
+                    mixing.see(known[part])
+    result = sums.result()
+    pairs = result if many else {tuple(p.label for p in participants): result}
+    after = [notice for p in participants for notice in p.capture.notices] + mixing.warnings()
+    after += data.notices() if hasattr(data, "notices") else []
+    _warn(dict.fromkeys([*after, *(told for each in pairs.values() for told in each.warnings)]))
+    autocast = {dtype: name for name, dtype in AUTOCAST.items()}.get(participants[0].autocast)
+    facts = started | {
+        "n": n,
+        "passes": passes,
+        "autocast": autocast,
+        "data": _describe(data),
+    }
+    models = {p.label: p.describe() for p in participants}
+    pairs = {
+        pair: replace(
+            each,
+            warnings=(*before, *after, *each.warnings),
+            meta=facts | {"models": _sides([models[label] for label in pair])} | each.meta,
+        )
+        for pair, each in pairs.items()
+    }
+    return CKAResults(pairs) if many else next(iter(pairs.values()))
+
+
+class _Sums:
+    """The accumulator of a comparison, made when the first batch has shown the layers."""
+
+    def __init__(self, participants: list[Participant], many: bool, options: dict):
+        self.participants, self.many, self.options = participants, many, options
+        # Names no layer, but checks the options before any model runs.
+        self.stack_options = MinibatchCKA(["any"], **options).stack_options
+        self.accumulator: MinibatchCKA | None = None
+        self.left_out: list[int] = []  # sizes of the parts that are too small
+        self._added: Counter = Counter()  # CKA batches of each pass
+
+    def add(self, inputs: Mapping[str, Inputs], parts: list[slice], turn: int, number: int) -> None:
+        """Run the models on batch `number` of pass `turn`, and add its parts, a CKA batch each."""
+        sizes = [part.stop - part.start for part in parts]
+        self.left_out += [size for size in sizes if size < SMALLEST_BATCH]
+        parts = [part for part, size in zip(parts, sizes, strict=True) if size >= SMALLEST_BATCH]
+        if not parts:
+            return
+        stacks = {
+            p.label: self._stacks(p, inputs[p.label], parts, number) for p in self.participants
+        }
+        if self.accumulator is None:
+            self.accumulator = self._accumulator()
+        for part in range(len(parts)):
+            # Further passes add nothing independent: they go to the blocks of the first.
+            self.accumulator.add(
+                {label: filled[part] for label, filled in stacks.items()}, index=self._added[turn]
+            )
+            self._added[turn] += 1
+
+    def _stacks(
+        self, participant: Participant, inputs: Inputs, parts: list[slice], number: int
+    ) -> list[GramStack]:
+        """The filled stacks of one model, one for each part of a batch."""
+        rows: list[dict[str, GramStack]] = [{} for _ in parts]
+
+        def put(layer: str, x: torch.Tensor) -> None:
+            for row, part in zip(rows, parts, strict=True):
+                size = part.stop - part.start
+                row[layer] = GramStack([layer], size, device=x.device, **self.stack_options)
+                row[layer].put(0, x[part])
+
+        participant.run(inputs, number, put)
+        layers = participant.capture.layers
+        return [GramStack.joined([row.pop(layer) for layer in layers]) for row in rows]
+
+    def _accumulator(self) -> MinibatchCKA:
+        layers = {p.label: p.capture.layers for p in self.participants}
+        if self.many:
+            return MinibatchCKA(layers, **self.options)
+        return MinibatchCKA(layers["a"], layers.get("b"), **self.options)
+
+    def result(self) -> CKAResult | CKAResults:
+        accumulator = self.accumulator
+        if accumulator is None:
+            accumulator = MinibatchCKA(["any"], **self.options)  # says that there is nothing
+        for size in self.left_out:
+            accumulator.skip(size)
+        with warnings.catch_warnings():  # they are told once, with what the hooks have seen
+            warnings.simplefilter("ignore", CKAWarning)
+            return accumulator.compute()
+
+
+def _batches(data: Iterable, passes: int, progress: bool) -> Iterator[tuple[int, int, object]]:
+    """Pass, number and batch, one after the other, and a bar that shows them go by."""
+    from tqdm import tqdm
+
+    try:
+        total = len(data) * passes
+    except TypeError:
+        total = None
+    bar = tqdm(total=total, desc="comparing", unit="batch", disable=None if progress else True)
+    with bar:
+        for turn in range(passes):
+            if hasattr(data, "set_epoch"):
+                data.set_epoch(turn)
+            number = -1
+            for number, batch in enumerate(data):
+                yield turn, number, batch
+                bar.update()
+            if number < 0:
+                raise ValueError(
+                    "`data` gave no batches"
+                    if turn == 0
+                    else f"`data` gave no batches in pass {turn + 1}: an iterator can be read "
+                    "once; give a list or a loader"
+                )
+
+
+def _parts(size: int, n: int | None) -> list[slice]:
+    """The CKA batches of a forward batch."""
+    step = size if n is None else n
+    return [slice(start, min(start + step, size)) for start in range(0, size, step)]
+
+
+def _common_size(inputs: Mapping[str, Inputs]) -> int:
+    sizes = {label: given.n for label, given in inputs.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"the models were given different numbers of examples: {sizes}")
+    return next(iter(sizes.values()))
+
+
+def _check_divides(n: int | None, data: Iterable, size: int) -> None:
+    """A batch that is no multiple of n would give CKA batches of two sizes all along."""
+    size = getattr(data, "batch_size", None) or size
+    if n is not None and size % n:
+        raise ValueError(
+            f"`n` is {n}, but the batches of `data` hold {size} images; give batches of a multiple "
+            "of `n`, or leave it out"
+        )
+
+
+def _sides(models: list[dict]) -> dict[str, dict]:
+    """The facts of two models, or of one with itself."""
+    one = len(models) == 1 or models[0] is models[1]
+    return {"a": models[0]} if one else {"a": models[0], "b": models[1]}
+
+
+def _describe(data: Iterable) -> dict:
+    """What a result says of the data."""
+    if hasattr(data, "provenance"):
+        return data.provenance()
+    facts = {"type": type(data).__name__}
+    for name in ("dataset", "sampler"):
+        if hasattr(data, name):
+            facts[name] = type(getattr(data, name)).__name__
+    return facts | {"batch_size": getattr(data, "batch_size", None)}
+
+
+def _warn(messages: Iterable[str]) -> None:
+    for message in messages:
+        warnings.warn(message, CKAWarning, stacklevel=4)  # of who called compare

@@ -1,0 +1,1 @@
+"""How results look. Draws what it is given and computes nothing; matplotlib loads at first use."""

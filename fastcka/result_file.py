@@ -1,0 +1,118 @@
+"""How results lie on disk: one safetensors file, arrays in float64, all else as JSON in its header.
+
+tensors              "<number of the result>.<name of the array>"
+metadata["fastcka"]  {"schema", "kind", "sha256", "results": one object a result}
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+SCHEMA = 1
+# One key for all: safetensors writes several in any order, and equal results shall be equal files.
+KEY = "fastcka"
+
+
+def write(path: str | os.PathLike, kind: str, results: Sequence[Mapping]) -> Path:
+    """Write results, each a mapping from name to array or plain value.
+
+    Goes to a temporary file first: an interrupted write leaves an older file as it was.
+
+    Args:
+        kind: name of the class that can load the file.
+
+    Raises:
+        TypeError: a value is neither an array nor what JSON can hold; the message names it.
+        FileNotFoundError: the folder does not exist.
+    """
+    from safetensors.numpy import save
+
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: its folder does not exist, create it first")
+    arrays, plain = {}, []
+    for number, result in enumerate(results):
+        plain.append({})
+        for name, value in result.items():
+            if isinstance(value, np.ndarray):
+                arrays[f"{number}.{name}"] = np.ascontiguousarray(value, dtype=np.float64)
+            else:
+                plain[-1][name] = _plain(value, name)
+    header = {"schema": SCHEMA, "kind": kind, "sha256": _digest(arrays, plain), "results": plain}
+    data = save(arrays, metadata={KEY: json.dumps(header)})
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def read(path: str | os.PathLike, kind: str) -> list[dict]:
+    """What `write` was given, with lists for tuples.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, of another kind, of a newer schema, or no such file at all.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        with safe_open(path, "numpy") as file:
+            header = json.loads((file.metadata() or {})[KEY])
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        schema, found = header["schema"], header["kind"]
+        if schema <= SCHEMA and _digest(arrays, header["results"]) != header["sha256"]:
+            raise ValueError("the checksum differs")
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged, or no file of fastcka results: {error}") from None
+    if schema > SCHEMA:
+        raise ValueError(
+            f"{path} was written by a newer fastcka, in format {schema}, and this one reads "
+            f"formats up to {SCHEMA}: update fastcka"
+        )
+    if found != kind:
+        raise ValueError(f"{path} holds {found}, not {kind}: use {found}.load")
+    results = header["results"]
+    for name, array in arrays.items():
+        number, name = name.split(".", 1)
+        results[int(number)][name] = array
+    return results
+
+
+def _digest(arrays: Mapping[str, np.ndarray], plain: list[dict]) -> str:
+    digest = hashlib.sha256(json.dumps(plain).encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.shape}".encode())
+        digest.update(array)
+    return digest.hexdigest()
+
+
+def _plain(value, name: str):
+    """The value as JSON holds it: tuples as lists, NumPy scalars as numbers, dtypes by name."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, torch.dtype | np.dtype):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{name}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: _plain(item, f"{name}.{key}") for key, item in value.items()}
+    raise TypeError(
+        f"`{name}` must be a string, a number, None, or lists and mappings by string of such, to "
+        f"be saved, but is {type(value).__name__}: convert or remove it"
+    )

@@ -1,0 +1,42 @@
+"""A result as a table of pandas or xarray, neither of which fastcka needs otherwise."""
+
+import importlib
+import numbers
+
+
+def long_table(result):
+    """A DataFrame with one row a pair of layers, row after row of the matrix."""
+    table = _library("pandas").DataFrame(
+        {
+            "layer_a": [a for a in result.layers_a for _ in result.layers_b],
+            "layer_b": [b for _ in result.layers_a for b in result.layers_b],
+            "cka": result.cka.ravel(),
+            "stderr": result.stderr.ravel(),
+        }
+    )
+    table.attrs = dict(result.meta)
+    return table
+
+
+def dataset(result):
+    """A Dataset of all arrays; the axes have two names as their layers may be the same."""
+    both = ("layer_a", "layer_b")
+    scalars = {k: v for k, v in result.meta.items() if isinstance(v, str | numbers.Number)}
+    return _library("xarray").Dataset(
+        {
+            "cka": (both, result.cka),
+            "stderr": (both, result.stderr),
+            "hsic_ab": (both, result.hsic_ab),
+            "hsic_aa": ("layer_a", result.hsic_aa),
+            "hsic_bb": ("layer_b", result.hsic_bb),
+        },
+        coords={"layer_a": list(result.layers_a), "layer_b": list(result.layers_b)},
+        attrs=scalars | {"n_examples": result.n_examples, "n_batches": result.n_batches},
+    )
+
+
+def _library(name: str):
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f"this table is one of {name}: pip install {name}") from error

@@ -1,0 +1,90 @@
+"""A result in short: for people to read, and for programs that do not read safetensors."""
+
+import numpy as np
+
+from fastcka.result import CKAResult, CKAResults
+
+# Beyond so many layers, only every second, third, … is printed.
+PRINTED = 24
+
+
+def best_matches(result: CKAResult) -> list[dict]:
+    """For every layer of the first model, the layer of the second with the highest CKA.
+
+    `layer`, `match`, `cka`, `stderr`; of a model with itself, the best other layer. None where no
+    value is finite.
+
+    >>> import numpy as np, fastcka
+    >>> x = np.random.default_rng(0).normal(size=(32, 5))
+    >>> cka = fastcka.MinibatchCKA(["x"], ["noise", "x"])
+    >>> import torch
+    >>> x, noise = torch.from_numpy(x), torch.randn(32, 3)
+    >>> best_matches(cka.update([x], [noise, -x]).compute())[0]["match"]
+    'x'
+    """
+    values = np.where(np.isfinite(result.cka), result.cka, -np.inf)
+    if len(result.models) == 1:
+        np.fill_diagonal(values, -np.inf)
+    rows = []
+    for i, layer in enumerate(result.layers_a):
+        j = int(values[i].argmax())
+        found = np.isfinite(values[i, j])
+        rows.append(
+            {
+                "layer": layer,
+                "match": result.layers_b[j] if found else None,
+                "cka": float(values[i, j]) if found else None,
+                "stderr": _number(result.stderr[i, j]) if found else None,
+            }
+        )
+    return rows
+
+
+def summary(result: CKAResult | CKAResults) -> dict:
+    """What a result says, without the matrices; JSON can hold it."""
+    pairs = result if isinstance(result, CKAResults) else {None: result}
+    each = [
+        {
+            "models": list(one.models),
+            "layers": [len(one.layers_a), len(one.layers_b)],
+            "mean_cka": _number(np.nanmean(one.cka) if np.isfinite(one.cka).any() else np.nan),
+            "best_matches": best_matches(one),
+        }
+        for one in pairs.values()
+    ]
+    first = next(iter(pairs.values()))
+    return {
+        "n_examples": first.n_examples,
+        "n_batches": first.n_batches,
+        "warnings": list(dict.fromkeys(told for one in pairs.values() for told in one.warnings)),
+        "pairs": each,
+        "provenance": {key: value for key, value in first.meta.items() if key != "models"},
+        "models": {
+            model["name"]: model
+            for one in pairs.values()
+            for model in one.meta.get("models", {}).values()
+        },
+    }
+
+
+def in_words(result: CKAResult) -> str:
+    """A few lines: what was compared, and the best match of every layer."""
+    rows = best_matches(result)
+    step = -(-len(rows) // PRINTED)
+    wide = max(len(row["layer"]) for row in rows)
+    lines = [
+        " and ".join(result.models) if result.models[1:] else f"{result.models[0]} with itself",
+        f"{len(result.layers_a)} x {len(result.layers_b)} layers, {result.n_examples} images in "
+        f"{result.n_batches} batches; most alike, with standard errors:",
+    ]
+    for row in rows[::step]:
+        if row["match"] is None:
+            lines.append(f"  {row['layer']:<{wide}}  no value")
+            continue
+        error = "" if row["stderr"] is None else f" ± {row['stderr']:.3f}"
+        lines.append(f"  {row['layer']:<{wide}}  {row['cka']:.3f}{error}  {row['match']}")
+    return "\n".join(lines)
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
