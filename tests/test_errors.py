@@ -8,15 +8,23 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import fastcka
-from fastcka import MinibatchCKA, Tap
+from fastcka import MinibatchCKA, Tap, compare, compare_many
 from fastcka.capture.matching import find
 from fastcka.capture.modules import named
 from fastcka.capture.presets import raghu
 from fastcka.kernels import finish, gram, hsic_pairs, native, using
 
 x, y = torch.randn(8, 5), torch.randn(8, 3)
+pictures = torch.randn(8, 3, 6, 6)
+net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten())
+
+
+def on_meta():
+    with torch.device("meta"):
+        return nn.Sequential(nn.Conv2d(3, 4, 3))
 
 
 @cache
@@ -320,6 +328,121 @@ NATIVE_REFUSALS = [
     (lambda: Tap("a", call=0), ValueError, "`call` must be 1, 2, 3, … or None, but is 0"),
     (lambda: Tap("a", select="head"), ValueError, "`select` must be a slice .* but is 'head'"),
     (lambda: Tap("a", select=3), ValueError, "`select` must be a slice of channels, .* but is 3"),
+    # comparisons
+    (
+        lambda: compare(net, [pictures]),
+        TypeError,
+        r"`model_b` must be a torch.nn.Module, but is list; the data are given by name: compare\(model, data=...\)",
+    ),
+    (
+        lambda: compare("resnet18", data=[pictures]),
+        TypeError,
+        "`model_a` must be a .*, but is str; timm.create_model makes",
+    ),
+    (
+        lambda: compare(None, net, [pictures]),
+        TypeError,
+        "`model_a` must be a torch.nn.Module, but is NoneType$",
+    ),
+    (lambda: compare(net), TypeError, "`data` is missing: give an iterable of batches"),
+    (
+        lambda: compare(net, data=pictures),
+        TypeError,
+        r"`data` is one tensor, .*; give for example data.split\(64\)",
+    ),
+    (
+        lambda: compare(net, data=TensorDataset(pictures)),
+        TypeError,
+        "`data` is a data set of single images; wrap it in",
+    ),
+    (lambda: compare(net, data=3), TypeError, "`data` must be an iterable of batches, but is int"),
+    (lambda: compare(net, net, [pictures], data_b=pictures), TypeError, "`data_b` is one tensor"),
+    (
+        lambda: compare(net, data=[pictures], layers_b="leaves"),
+        ValueError,
+        "there is no `model_b` for `layers_b`",
+    ),
+    (lambda: compare(net, data=[]), ValueError, "`data` gave no batches$"),
+    (
+        lambda: compare(net, data=iter([pictures]), passes=2),
+        ValueError,
+        "no batches in pass 2: an iterator can be read once",
+    ),
+    (
+        lambda: compare(net, data=[pictures[:3]]),
+        ValueError,
+        "no batch of 4 or more examples was given; 1 batch of fewer",
+    ),
+    (
+        lambda: compare(net, data=[pictures], n=3),
+        ValueError,
+        "`n` must be a whole number from 4 on, but is 3",
+    ),
+    (
+        lambda: compare(net, data=[pictures], n=5),
+        ValueError,
+        "`n` is 5, but the batches of `data` hold 8 images",
+    ),
+    (
+        lambda: compare(net, data=[pictures], passes=0),
+        ValueError,
+        "`passes` must be a whole number from 1 on, but is 0",
+    ),
+    (
+        lambda: compare(net, data=[pictures], autocast="fp8"),
+        ValueError,
+        "`autocast` must be 'fp16', 'bf16' or None, but is 'fp8'",
+    ),
+    (
+        lambda: compare(net, data=[pictures], estimator="best"),
+        ValueError,
+        "`estimator` must be one of",
+    ),
+    (
+        lambda: compare(net, data=[["cat.png"]]),
+        TypeError,
+        "the batch holds no tensor for model 'a', but list; give batches as",
+    ),
+    (
+        lambda: compare(net, data=[pictures.byte()]),
+        TypeError,
+        r"model 'a' has float32 weights, but is given uint8 \[8, 3, 6, 6\]; convert the images to float32",
+    ),
+    (
+        lambda: compare(net, data=[pictures.double()]),
+        TypeError,
+        "has float32 weights, but is given float64",
+    ),
+    (
+        lambda: compare(net, net, [(pictures, pictures[:5])], input_b=lambda b: b[1]),
+        ValueError,
+        "different numbers of examples: {'a': 8, 'b': 5}",
+    ),
+    (
+        lambda: compare(net, data=[pictures], layers_a="layer1"),
+        ValueError,
+        "model 'a' has no layer 'layer1'; it has 0, 1, 2",
+    ),
+    (
+        lambda: compare(on_meta(), data=[pictures]),
+        RuntimeError,
+        "model 'a' has no values: it is on the meta device",
+    ),
+    (
+        lambda: compare_many([net], [pictures]),
+        TypeError,
+        "`models` must be a mapping from name to model",
+    ),
+    (
+        lambda: compare_many({"a": 3}, [pictures]),
+        TypeError,
+        r"`models\['a'\]` must be a torch.nn.Module, but is int",
+    ),
+    (
+        lambda: compare_many({"a": net}, [pictures], layers={"b": "leaves"}),
+        ValueError,
+        r"`layers` names \['b'\], which `models` does",
+    ),
 ]
 
 

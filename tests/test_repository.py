@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import fastcka
 
@@ -157,7 +158,9 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.S)
 
 
-def test_python_of_the_readme_runs_and_prints_what_it_says(capsys):
+def test_python_of_the_readme_runs_and_prints_what_it_says(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.use_deterministic_algorithms(False)
     for code in blocks("python"):
         expected = [line.split("# prints ")[1] for line in code.splitlines() if "# prints" in line]
         exec(compile(code, "README.md", "exec"), {})

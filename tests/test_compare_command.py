@@ -1,0 +1,232 @@
+"""`fastcka compare` and `fastcka list` as a user types them."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from test_cli import run
+
+import fastcka
+from fastcka import data
+from fastcka.cli import main
+
+SMALL = ["--img-size", "32", "--batch-size", "16", "--quiet"]
+VIT, CNN = "test_vit", "test_resnet"
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return data.write_images(tmp_path_factory.mktemp("images"), 40, size=40)
+
+
+def compare(*arguments, images, output, expect=0):
+    assert main(
+        ["compare", *arguments, "--data", str(images), "--output", str(output), *SMALL]
+    ) == (expect)
+
+
+def test_two_models_and_a_folder_become_a_result_and_its_figure(images, tmp_path, capsys):
+    code = main(
+        ["compare", VIT, CNN, "--data", str(images), "--output", str(tmp_path), *SMALL[:-1]]
+    )
+    assert code == 0
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["heatmap.pdf", "heatmap.png", "result.safetensors", "summary.json"]
+    assert (tmp_path / "heatmap.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "heatmap.pdf").read_bytes().startswith(b"%PDF")
+    result = fastcka.CKAResult.load(tmp_path / "result.safetensors")
+    short = json.loads((tmp_path / "summary.json").read_text())
+    assert result.n_examples == short["n_examples"] == 40
+    assert result.models == (VIT, CNN)
+    assert result.meta["models"]["a"]["weights"] == "untrained, seed 0"
+    assert result.meta["data"]["files_used"] == 40
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{VIT} and {CNN}\n")
+    assert str(tmp_path) in out
+    assert f"untrained, for want of --pretrained or NAME@FILE: {VIT}, {CNN}" in err
+
+
+def test_the_command_gives_what_the_python_interface_gives(images, tmp_path):
+    from fastcka import models
+
+    compare(VIT, CNN, "--seed", "3", images=images, output=tmp_path)
+    a, b = (models.load(name, img_size=32, seed=3) for name in (VIT, CNN))
+    batches = data.ImageBatches(
+        images, {"a": a.transform(), "b": b.transform()}, batch_size=16, seed=3
+    )
+    expected = fastcka.compare(
+        a.module, b.module, batches,
+        input_a=lambda batch: batch["views"]["a"], input_b=lambda batch: batch["views"]["b"],
+    )  # fmt: skip
+    found = fastcka.CKAResult.load(tmp_path / "result.safetensors")
+    assert np.array_equal(found.cka, expected.cka)
+
+
+def test_options_reach_the_measurement(images, tmp_path):
+    compare(
+        VIT, CNN, "--layers", "leaves", "--layers-b", "conv1", "layer1.*", "--n", "8", "--passes",
+        "2", "--estimator", "biased", "--gram", "rbf", "--bandwidth", "0.5", "--operand", "fp16",
+        "--weighting", "equal", "--backend", "torch", "--device", "cpu", "--amp", "--amp-dtype",
+        "bfloat16", "--max-images", "32", "--errors", "--title", "Two", images=images,
+        output=tmp_path,
+    )  # fmt: skip
+    result = fastcka.CKAResult.load(tmp_path / "result.safetensors")
+    expected = {
+        "n": 8, "passes": 2, "estimator": "biased", "gram": "rbf", "bandwidth": 0.5,
+        "operand": "fp16", "weighting": "equal", "backend": "torch", "autocast": "bf16",
+    }  # fmt: skip
+    assert expected.items() <= result.meta.items()
+    assert result.layers_b[0] == "conv1"
+    assert (result.n_examples, result.n_batches) == (64, 8)
+
+
+def test_three_models_become_every_pair(images, tmp_path):
+    compare(VIT, CNN, VIT, images=images, output=tmp_path)
+    results = fastcka.CKAResults.load(tmp_path / "result.safetensors")
+    assert len(results) == 6
+    twice = results[VIT, f"{VIT} (2)"]
+    assert twice.meta["models"]["b"]["weights"] == "untrained, seed 1"
+    assert not np.allclose(twice.cka, results[VIT, VIT].cka)
+
+
+def test_one_model_is_compared_with_itself(images, tmp_path):
+    compare(CNN, images=images, output=tmp_path)
+    result = fastcka.CKAResult.load(tmp_path / "result.safetensors")
+    assert result.models == (CNN,)
+    assert (np.diag(result.cka) == 1).all()
+
+
+def test_a_checkpoint_is_what_is_measured(images, tmp_path):
+    from safetensors.torch import save_file
+
+    from fastcka import models
+
+    weights = models.load(CNN, seed=7).module.state_dict()
+    save_file(weights, tmp_path / "weights.safetensors")
+    checkpoint = f"{CNN}@{tmp_path}/weights.safetensors"
+    compare(checkpoint, "--seed", "7", images=images, output=tmp_path / "a")
+    compare(CNN, "--seed", "7", images=images, output=tmp_path / "b")
+    a, b = (fastcka.CKAResult.load(tmp_path / name / "result.safetensors") for name in "ab")
+    assert a.models == (f"{CNN}@weights.safetensors",)
+    assert a.meta["models"]["a"]["sha256"]
+    assert np.array_equal(a.cka, b.cka)
+
+
+def test_without_data_images_are_generated_and_it_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", CNN, "--generate", "8", *SMALL]) == 0
+    folder = tmp_path / "fastcka-results" / CNN
+    assert len(list(folder.glob("images/*/*.png"))) == 8
+    assert (folder / "heatmap.png").exists()
+    assert "no --data: 8 generated images, in fastcka-results" in capsys.readouterr().err
+
+
+def test_an_earlier_result_is_not_replaced_unasked(images, tmp_path, capsys):
+    compare(CNN, images=images, output=tmp_path)
+    before = (tmp_path / "result.safetensors").read_bytes()
+    compare(CNN, images=images, output=tmp_path, expect=1)
+    assert "result.safetensors is there already: give another --output" in capsys.readouterr().err
+    compare(CNN, "--seed", "5", "--overwrite", images=images, output=tmp_path)
+    assert (tmp_path / "result.safetensors").read_bytes() != before
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_a_broken_image_is_named(images, tmp_path, policy, capsys):
+    folder = tmp_path / "images"
+    shutil.copytree(images, folder)
+    (folder / "disc" / "broken.png").write_bytes(b"no image")
+    arguments = ["compare", CNN, "--data", str(folder), "--output", str(tmp_path), *SMALL]
+    code = main([*arguments, "--on-broken", policy])
+    text = capsys.readouterr().err
+    assert "disc/broken.png" in text
+    if policy == "stop":
+        assert code == 1
+        assert text.splitlines()[-1].startswith("fastcka: cannot read the image 'disc/broken.png'")
+    else:
+        assert code == 0
+        result = fastcka.CKAResult.load(tmp_path / "result.safetensors")
+        assert result.n_examples == 40
+        assert result.warnings[0].startswith("1 of 41 images could not be read and are left out")
+
+
+REFUSALS = [
+    (["resnet5O"], "unknown model 'resnet5O': did you mean 'resnet50"),
+    ([f"{CNN}@nowhere.pth"], "there is no checkpoint 'nowhere.pth'"),
+    ([CNN, "--data", "/no/such/folder"], "the image folder '/no/such/folder' does not exist"),
+    ([CNN, "--layers", "layer9"], "model 'a' has no layer 'layer9'; did you mean layer"),
+    ([CNN, "--layers-b", "fc"], "--layers-b needs a second model"),
+    ([CNN, "--n", "3"], "`n` must be a whole number from 4 on, but is 3"),
+    ([CNN, "--n", "5"], "`n` is 5, but the batches of `data` hold 16 images"),
+    ([CNN, "--batch-size", "0"], "`batch_size` must be a whole number from 1 on"),
+    ([CNN, "--batch-size", "2"], "no batch of 4 or more examples was given"),
+    ([CNN, "--bandwidth", "2"], "`bandwidth` belongs to gram='rbf'"),
+    ([CNN, "--output", "/proc/none"], "cannot make the folder /proc/none: "),
+]
+
+
+@pytest.mark.parametrize(("arguments", "text"), REFUSALS, ids=[text for _, text in REFUSALS])
+def test_bad_input_is_one_sentence(arguments, text, images, tmp_path, capsys):
+    usual = ["--data", str(images), "--output", str(tmp_path / "out"), *SMALL]
+    assert main(["compare", *arguments[:1], *usual, *arguments[1:]]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert text in told[-1]
+    assert told[-1].startswith("fastcka: ")
+    assert sum(not line.startswith("fastcka: untrained") for line in told) == 1
+    assert not (tmp_path / "out" / "result.safetensors").exists()
+
+
+def test_an_interrupt_ends_with_a_sentence(monkeypatch, capsys):
+    from fastcka import compare_command
+
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare_command.models, "labels", interrupted)
+    assert main(["compare", CNN]) == 130
+    assert capsys.readouterr().err == "fastcka: interrupted; nothing was written\n"
+
+
+def test_models_are_listed_by_pattern(capsys):
+    assert main(["list", "models", "test_v*"]) == 0
+    assert VIT in capsys.readouterr().out.splitlines()
+    assert main(["list", "models", "no_such_*"]) == 1
+    assert "no model matches 'no_such_*'" in capsys.readouterr().err
+
+
+def test_layers_are_listed_in_order_with_their_shapes(capsys):
+    assert main(["list", "layers", VIT, "--img-size", "32"]) == 0
+    out = capsys.readouterr().out
+    lines = [line.split() for line in out.splitlines()]
+    assert lines[0] == ["layer", "type", "activation", "parameters", "preset"]
+    names = [line[0] for line in lines]
+    assert names.index("blocks.0.norm1") < names.index("blocks.0") < names.index("blocks.1")
+    block = next(line for line in lines if line[0] == "blocks.0")
+    assert block[1] == "Block"
+    assert block[-2:] == ["blocks", "raghu"]
+    assert "never calls" in out
+    assert main(["list", "layers", VIT, "--img-size", "32", "--layers", "blocks"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1 + sum(
+        n.startswith("blocks.") and n.count(".") == 1 for n in names
+    )
+
+
+def test_a_listed_name_can_be_compared(images, tmp_path, capsys):
+    main(["list", "layers", CNN, "--img-size", "32"])
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    names = [name for name in names if "." in name][:5]
+    compare(CNN, "--layers", *names, images=images, output=tmp_path)
+    assert fastcka.CKAResult.load(tmp_path / "result.safetensors").layers_a == tuple(names)
+
+
+def test_the_command_runs_as_a_program(images, tmp_path):
+    done = run("compare", CNN, "--data", str(images), "--output", str(tmp_path), *SMALL)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.splitlines() == [
+        f"fastcka: untrained, for want of --pretrained or NAME@FILE: {CNN}"
+    ]
+    assert (
+        torch.cuda.is_available()
+        or "device" in json.loads((tmp_path / "summary.json").read_text())["provenance"]
+    )

@@ -1,0 +1,80 @@
+"""A result in short says what the matrix says."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fastcka import CKAResult, CKAResults
+from fastcka.summary import best_matches, in_words, summary
+
+
+def result(cka, names=("vit", "cnn"), stderr=None):
+    cka = np.array(cka, dtype=float)
+    meta = {"models": {side: {"name": n} for side, n in zip("ab", names, strict=False)}}
+    return CKAResult(
+        cka=cka,
+        stderr=np.full_like(cka, 0.01) if stderr is None else np.array(stderr),
+        hsic_ab=cka,
+        hsic_aa=np.ones(cka.shape[0]),
+        hsic_bb=np.ones(cka.shape[1]),
+        layers_a=tuple(f"a{i}" for i in range(cka.shape[0])),
+        layers_b=tuple(f"{'b' if len(names) > 1 else 'a'}{j}" for j in range(cka.shape[1])),
+        n_examples=64,
+        n_batches=2,
+        meta=meta | {"n_blocks": 2, "seed": 3},
+    )
+
+
+def test_the_best_match_is_the_highest_of_the_row():
+    rows = best_matches(result([[0.1, 0.7, 0.3], [0.6, -0.2, np.nan]]))
+    assert [(row["layer"], row["match"], row["cka"]) for row in rows] == [
+        ("a0", "b1", 0.7),
+        ("a1", "b0", 0.6),
+    ]
+
+
+def test_a_layer_of_one_model_is_not_its_own_match():
+    rows = best_matches(result([[1.0, 0.2], [0.2, 1.0]], names=("vit",)))
+    assert [row["match"] for row in rows] == ["a1", "a0"]
+
+
+@pytest.mark.parametrize("cka", [[[np.nan, np.nan]], [[np.nan, 0.5], [np.nan, np.nan]]])
+def test_no_value_is_none_and_json_can_hold_it(cka):
+    short = summary(result(cka, stderr=np.full(np.shape(cka), np.nan)))
+    assert short["pairs"][0]["best_matches"][-1]["match"] is None
+    json.loads(json.dumps(short, allow_nan=False))
+
+
+def test_a_single_layer_with_itself_has_no_other():
+    assert best_matches(result([[1.0]], names=("vit",)))[0]["match"] is None
+
+
+def test_the_mean_leaves_out_what_has_no_value():
+    assert summary(result([[0.2, np.nan], [0.4, np.nan]]))["pairs"][0]["mean_cka"] == np.mean(
+        [0.2, 0.4]
+    )
+
+
+def test_many_pairs_are_listed_once_each():
+    pairs = {("v", "v"): result([[1.0]], ("v",)), ("v", "c"): result([[0.5]], ("v", "c"))}
+    short = summary(CKAResults(pairs))
+    assert [pair["models"] for pair in short["pairs"]] == [["v"], ["v", "c"]]
+    assert set(short["models"]) == {"v", "c"}
+    assert short["provenance"]["seed"] == 3
+
+
+def test_words_name_models_images_and_errors():
+    text = in_words(result([[0.1, 0.7]]))
+    assert text.splitlines() == [
+        "vit and cnn",
+        "1 x 2 layers, 64 images in 2 batches; most alike, with standard errors:",
+        "  a0  0.700 ± 0.010  b1",
+    ]
+    text = in_words(result([[np.nan, np.nan], [0.5, 0.1]], stderr=np.full((2, 2), np.nan)))
+    assert text.splitlines()[2:] == ["  a0  no value", "  a1  0.500  b0"]
+    assert in_words(result([[1.0]], ("vit",))).startswith("vit with itself")
+
+
+def test_many_layers_are_thinned():
+    assert len(in_words(result(np.full((100, 2), 0.5))).splitlines()) == 2 + 20
