@@ -271,6 +271,7 @@ py::dict build_info() {
   const IsaState* states = cpu_isas(&count);
   for (int i = 0; i < count; ++i) isas[states[i].kernels->isa] = states[i].supported;
   info["version"] = FASTCKA_VERSION;
+  info["commit"] = FASTCKA_COMMIT;
   info["compiler"] = FASTCKA_COMPILER;
   info["isas"] = isas;
 #ifdef FASTCKA_WITH_CUDA

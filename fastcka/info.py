@@ -1,13 +1,11 @@
 """What is installed and what will run, in words: `fastcka info`."""
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
 from fastcka.kernels import dispatch, native
-
-PACKAGES = ("fastcka", "torch", "numpy", "scipy", "triton", "timm")
+from fastcka.provenance import PACKAGES, installed
 
 
 def describe() -> str:
@@ -19,10 +17,7 @@ def describe() -> str:
 def _versions() -> list[str]:
     lines = [f"python      {platform.python_version()} on {platform.machine()}"]
     for package in PACKAGES:
-        try:
-            lines.append(f"{package:<12}{version(package)}")
-        except PackageNotFoundError:
-            lines.append(f"{package:<12}not installed")
+        lines.append(f"{package:<12}{installed(package) or 'not installed'}")
     return lines
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("fastcka", "torch", "timm", "torchvision", "numpy", "triton")
+from fastcka.kernels import native
+
+PACKAGES = ("fastcka", "torch", "timm", "torchvision", "numpy", "scipy", "triton")
 
 
 def provenance(device: torch.device | str = "cpu") -> dict:
@@ -35,10 +37,10 @@ def installed(package: str) -> str | None:
 
 
 def commit() -> str | None:
-    """The commit of fastcka's sources, where it runs from a checkout; `-dirty` where changed."""
+    """The commit of fastcka's sources, `-dirty` where changed: of the checkout, or of the build."""
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
-        return None
+        return (native.module.build_info()["commit"] or None) if native.module else None
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],

@@ -18,9 +18,9 @@ PACKAGE = ROOT / "fastcka"
 
 # A module imports only from rows above its own, or from its own package.
 ORDER = [
-    ["options", "warning", "provenance", "report", "result_file", "result_tables"],
+    ["options", "warning", "report", "result_file", "result_tables"],
     ["kernels", "capture", "data", "models"],
-    ["conditioning", "jackknife", "result"],
+    ["conditioning", "jackknife", "provenance", "result"],
     ["gram_stack"],
     ["batch", "hsic_sums", "centred_rows"],
     ["stored_features"],

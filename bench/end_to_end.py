@@ -1,0 +1,120 @@
+"""What CKA costs beside the networks: time, memory and error of a whole comparison.
+
+    python bench/end_to_end.py             # ViT-B/16 and ResNet-50, all leaves, n = 64: minutes
+    python bench/end_to_end.py --smoke     # the same code on small networks
+
+The CKA part of a variant is its time less that of the bare forward passes of the same round.
+"""
+
+import argparse
+import resource
+import statistics
+import time
+from functools import partial
+from pathlib import Path
+
+import plain
+import timm
+import torch
+from provenance import provenance
+from rows import Rows
+
+import fastcka
+from fastcka.capture import Capture
+
+ROOT = Path(__file__).resolve().parent
+FULL = ("vit_base_patch16_224", "resnet50", 224, 64)
+SMALL = ("test_vit", "test_resnet", 64, 16)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--smoke", action="store_true", help="small networks: no speed to learn")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--layers", default="leaves", help="leaves or blocks")
+    parser.add_argument("--output", type=Path, default=ROOT / "results" / "cpu_end_to_end.jsonl")
+    options = parser.parse_args(arguments)
+    name_a, name_b, size, n = SMALL if options.smoke else FULL
+    torch.manual_seed(0)
+    # Last norms that are not zero: no layer is constant.
+    a = timm.create_model(name_a).eval()
+    b = timm.create_model(name_b, zero_init_last=False).eval()
+    x = torch.randn(n, 3, size, size)
+    rows = Rows(options.output, provenance())
+    case = {"op": "compare", "shape": f"{name_a} x {name_b} {options.layers}", "n": n}
+
+    def forward():
+        with torch.no_grad():
+            return a(x), b(x)
+
+    # Before anything else has used memory: its peak is that of the process.
+    forward()
+    bare = peak()
+    ours = partial(fastcka.compare, a, b, [x], layers_a=options.layers, progress=False)
+    result = ours()
+    above = peak() - bare
+    layers_a, layers_b = (taps(model, options.layers, x) for model in (a, b))
+    widest = max(*layers_a.values(), *layers_b.values())
+    stacks = (len(layers_a) + len(layers_b)) * 8 * (n * (n - 1) // 2 + 2 * n + 7)
+    theirs = partial(plain.compare, a, b, [x], list(layers_a), list(layers_b))
+    calls = {"forward": forward, "fastcka": ours, "plain": theirs}
+    times = {variant: [] for variant in calls}
+    for _ in range(options.rounds):
+        for variant, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[variant].append((time.perf_counter() - start) * 1e6)
+    # The same activations, multiplied in float64.
+    double_a, double_b = (
+        [fastcka.Tap(name, select=torch.Tensor.double) for name in layers]
+        for layers in (layers_a, layers_b)
+    )
+    truth = fastcka.compare(a, b, [x], layers_a=double_a, layers_b=double_b).cka
+    errors = {"fastcka": result.cka, "plain": theirs()}
+    errors = {variant: float(abs(cka - truth).max()) for variant, cka in errors.items()}
+    shares = {}
+    for variant, series in times.items():
+        parts = [one - bare_time for one, bare_time in zip(series, times["forward"], strict=True)]
+        shares[variant] = statistics.median(parts)
+        fifths = statistics.quantiles(series, n=5, method="inclusive")
+        note = f"CKA part {shares[variant] / 1e6:.3f} s"
+        if variant == "fastcka":
+            note += (
+                f"; peak memory above the forward passes {above / 2**20:.0f} MiB, Gram stacks "
+                f"{stacks / 2**20:.0f} MiB, largest activation {widest / 2**20:.0f} MiB"
+            )
+        rows.add(
+            **case,
+            variant=variant,
+            layers=len(layers_a) + len(layers_b),
+            dtype="float32",
+            median_us=statistics.median(series),
+            p20_us=fifths[0],
+            p80_us=fifths[3],
+            rounds=len(series),
+            error=errors.get(variant),
+            note=note if variant != "forward" else None,
+        )
+        print(variant, f"{statistics.median(series) / 1e6:.3f} s", note, errors.get(variant))
+    print(f"CKA part of fastcka over plain torch: {shares['fastcka'] / shares['plain']:.2f}")
+    print(f"memory above the forward passes over the limit: {above / (stacks + 2 * widest):.2f}")
+
+
+def taps(model, layers, x):
+    """The bytes of the activation of every layer, by its name, as executed."""
+    sizes = {}
+    hooks = Capture(model, layers)
+    with torch.no_grad():
+        hooks.run(
+            lambda net: net(x), len(x), lambda name, y: sizes.update({name: y.numel() * y.itemsize})
+        )
+    return sizes
+
+
+def peak():
+    """The highest resident memory of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    main()
