@@ -1,6 +1,7 @@
 """The command line. Does nothing that the Python interface cannot."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -28,9 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         options.run(options)
+        sys.stdout.flush()
     except KeyboardInterrupt:
-        print("fastcka: interrupted; nothing was written", file=sys.stderr)
+        print("fastcka: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # of `fastcka list models | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (RuntimeError, ValueError, TypeError, OSError) as error:
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         print(f"fastcka: {error}{notes}", file=sys.stderr)

@@ -7,6 +7,7 @@ import re
 import sys
 import time
 import warnings
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,16 @@ def run(options: argparse.Namespace) -> None:
     labels = models.labels(options.models)
     layers = _layers(options, labels)
     folder = _output_folder(options, labels)
+    try:
+        _run(options, labels, layers, folder)
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # where nothing came to be written
+
+
+def _run(
+    options: argparse.Namespace, labels: list[str], layers: dict[str, list[str]], folder: Path
+) -> None:
     networks = _networks(options, labels)
     data = _images(options, folder, networks)
     started = time.perf_counter()
@@ -56,7 +67,8 @@ def _layers(options: argparse.Namespace, labels: list[str]) -> dict[str, list[st
 
 def _output_folder(options: argparse.Namespace, labels: list[str]) -> Path:
     """Made before anything runs: a folder that cannot be written is known at once."""
-    name = "-".join(re.sub(r"[^\w.@()]+", "_", label) for label in labels)
+    beyond = f"-and-{len(labels) - 3}-more" if len(labels) > 3 else ""
+    name = "-".join(re.sub(r"[^\w.@()]+", "_", label)[:60] for label in labels[:3]) + beyond
     folder = Path(options.output) if options.output else Path("fastcka-results", name)
     if (folder / RESULT).exists() and not options.overwrite:
         raise ValueError(
@@ -65,7 +77,9 @@ def _output_folder(options: argparse.Namespace, labels: list[str]) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(f"cannot make the folder {folder}: {error.strerror}") from error
+        raise OSError(
+            f"cannot make the folder {folder}: {error.strerror}; give another --output"
+        ) from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(f"cannot write to the folder {folder}; give another --output")
     return folder
@@ -94,7 +108,7 @@ def _images(
 ) -> ImageBatches:
     root = options.data
     if root is None:
-        root = folder / "images"
+        root = folder / f"images-{options.generate}-seed{options.seed}"
         _tell(f"no --data: {options.generate} generated images, in {root}")
         write_images(root, options.generate, seed=options.seed)
     transforms, shared = {}, {}
@@ -165,10 +179,15 @@ def _with_facts(result: CKAResult, facts: list[dict]) -> CKAResult:
 
 def _write(options: argparse.Namespace, folder: Path, result: CKAResult | CKAResults) -> None:
     result.save(folder / RESULT)
-    for name in FIGURES:
-        result.plot(folder / name, errors=options.errors, title=options.title)
-    text = json.dumps(summary(result), indent=1, ensure_ascii=False)
+    text = json.dumps(summary(result), indent=1, ensure_ascii=False, allow_nan=False)
     (folder / SUMMARY).write_text(text + "\n", encoding="utf-8")
+    errors = options.errors
+    first = next(iter(result.values())) if isinstance(result, CKAResults) else result
+    if errors and first.meta["n_blocks"] < 2:
+        _tell("one batch alone has no standard errors: the figure is drawn without")
+        errors = False
+    for name in FIGURES:
+        result.plot(folder / name, errors=errors, title=options.title)
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
+from fastcka.capture.tap import as_items
 from fastcka.data.pairing import Paired
 from fastcka.measurement import measure
 from fastcka.participant import Participant, autocast_dtype
@@ -55,7 +56,8 @@ def compare(
             keeps its order, all else comes in the order of execution.
         input_a, input_b: from a batch to what the model is called with: a tensor, a tuple of
             arguments, or a dict of keywords.
-        forward_a, forward_b: called as forward(model, input) instead of the model.
+        forward_a, forward_b: called as forward(model, batch) instead of the model, with the whole
+            batch, or with what `input_a` returns.
         n: images in a CKA batch; divides the batches of the data. None takes them as they come.
         passes: how often the data is read; helps where a loader shuffles anew.
         estimator, weighting, gram, bandwidth, operand, backend: as for `MinibatchCKA`.
@@ -85,6 +87,7 @@ def compare(
     _check_data(data)
     if model_b is None and not (layers_b is data_b is input_b is forward_b is None):
         raise ValueError("there is no `model_b` for `layers_b`, `data_b`, `input_b` or `forward_b`")
+    layers_a = as_items(layers_a)
     common = {"autocast": autocast_dtype(autocast), "device": device}
     pick_a = pick_b = None
     if data_b is not None:
@@ -168,6 +171,8 @@ def compare_many(
     _check_data(data)
     per_model = {"layers": layers, "inputs": inputs, "forwards": forwards}
     for argument, given in per_model.items():
+        if argument != "layers" and not (given is None or isinstance(given, Mapping)):
+            raise TypeError(f"`{argument}` must map models to functions, not be a function itself")
         strange = set(given) - set(models) if isinstance(given, Mapping) else None
         if strange:
             raise ValueError(f"`{argument}` names {sorted(strange)}, which `models` does not")
@@ -175,7 +180,7 @@ def compare_many(
         Participant(
             name,
             model,
-            layers.get(name, "blocks") if isinstance(layers, Mapping) else layers,
+            layers.get(name, "blocks") if isinstance(layers, Mapping) else as_items(layers),
             name=name,
             prepare=(inputs or {}).get(name),
             forward=(forwards or {}).get(name),

@@ -56,7 +56,7 @@ class GramStack:
         """One stack of the same batch and options, from filled stacks of a layer each.
 
         Which layers a network has, and their order, shows when it has run. `rows` is emptied on the
-        way, so that no more than a row is held twice.
+        way.
         """
         first = rows[0]
         names = [name for row in rows for name in row.layers]

@@ -3,6 +3,7 @@
 import torch
 
 from fastcka.capture import Capture
+from fastcka.capture.matching import find
 from fastcka.capture.modules import evaluating, named
 from fastcka.capture.presets import PRESETS
 
@@ -35,7 +36,7 @@ def layers(model: str, layers="**", img_size: int | None = None) -> str:
             lambda net: net(images), EXAMPLES, lambda name, x: found.update({name: x.shape})
         )
     modules = named(capture.model)
-    chosen = {preset: _names(choose, modules) for preset, choose in PRESETS.items()}
+    chosen = {preset: _names(preset, modules, model) for preset in PRESETS}
     rows = [("layer", "type", "activation", "parameters", "preset")]
     for name in capture.layers:
         module = modules[name.partition("#")[0]]
@@ -55,8 +56,8 @@ def layers(model: str, layers="**", img_size: int | None = None) -> str:
     return "\n".join([*lines, *capture.notices])
 
 
-def _names(choose, modules: dict) -> set[str]:
+def _names(preset: str, modules: dict, model: str) -> set[str]:
     try:
-        return {tap.pattern for tap in choose(modules)}
+        return {wanted.name for wanted in find(preset, modules, model)}
     except ValueError:  # not for this family
         return set()

@@ -8,7 +8,10 @@ from dataclasses import replace
 
 import torch
 
+from fastcka.data.images import ImageBatches
 from fastcka.data.labels import labels
+from fastcka.data.loaders import length
+from fastcka.data.pairing import Paired
 from fastcka.data.shuffling import ClassMixing, unshuffled
 from fastcka.gram_stack import GramStack
 from fastcka.options import check_whole_number
@@ -35,33 +38,35 @@ def measure(
     check_whole_number("passes", passes, 1)
     sums = _Sums(participants, many, options)
     started = provenance(participants[0].device)
-    before = unshuffled(data)
+    loaders = (data.a, data.b) if isinstance(data, Paired) else (data,)
+    before = list(dict.fromkeys(told for loader in loaders for told in unshuffled(loader)))
     _warn(before)
     mixing = ClassMixing()
     with ExitStack() as stack:
         for participant in participants:
             stack.enter_context(participant.ready())
-        for turn, number, batch in _batches(data, passes, progress):
+        for turn, number, batch in _batches(data, loaders, passes, progress):
             inputs = {p.label: p.inputs(batch) for p in participants}
             size = _common_size(inputs)
             if turn == number == 0:
-                _check_divides(n, data, size)
+                _check_divides(n, loaders[0], size)
             sums.add(inputs, _parts(size, n), turn, number)
-            known = labels(batch)
+            known = labels(batch if len(loaders) == 1 else batch[0])
             if known is not None and len(known) == size:
                 for part in _parts(size, n):
                     mixing.see(known[part])
     result = sums.result()
     pairs = result if many else {tuple(p.label for p in participants): result}
     after = [notice for p in participants for notice in p.capture.notices] + mixing.warnings()
-    after += data.notices() if hasattr(data, "notices") else []
+    for loader in loaders:
+        after += loader.notices() if isinstance(loader, ImageBatches) else []
     _warn(dict.fromkeys([*after, *(told for each in pairs.values() for told in each.warnings)]))
     autocast = {dtype: name for name, dtype in AUTOCAST.items()}.get(participants[0].autocast)
     facts = started | {
         "n": n,
         "passes": passes,
         "autocast": autocast,
-        "data": _describe(data),
+        **dict(zip(("data", "data_b"), map(_describe, loaders), strict=False)),
     }
     models = {p.label: p.describe() for p in participants}
     pairs = {
@@ -85,6 +90,7 @@ class _Sums:
         self.accumulator: MinibatchCKA | None = None
         self.left_out: list[int] = []  # sizes of the parts that are too small
         self._added: Counter = Counter()  # CKA batches of each pass
+        self._devices: dict[str, torch.device] = {}  # where the activations of a model are
 
     def add(self, inputs: Mapping[str, Inputs], parts: list[slice], turn: int, number: int) -> None:
         """Run the models on batch `number` of pass `turn`, and add its parts, a CKA batch each."""
@@ -109,6 +115,26 @@ class _Sums:
         self, participant: Participant, inputs: Inputs, parts: list[slice], number: int
     ) -> list[GramStack]:
         """The filled stacks of one model, one for each part of a batch."""
+        if self.accumulator is None:
+            return self._first_stacks(participant, inputs, parts, number)
+        label = participant.label
+        places = {layer: row for row, layer in enumerate(participant.capture.layers)}
+        stacks = [
+            self.accumulator.stack(label, part.stop - part.start, self._devices[label])
+            for part in parts
+        ]
+
+        def put(layer: str, x: torch.Tensor) -> None:
+            for stack, part in zip(stacks, parts, strict=True):
+                stack.put(places[layer], x[part])
+
+        participant.run(inputs, number, put)
+        return stacks
+
+    def _first_stacks(
+        self, participant: Participant, inputs: Inputs, parts: list[slice], number: int
+    ) -> list[GramStack]:
+        """The same while the layers are not known: a stack each, joined when they are."""
         rows: list[dict[str, GramStack]] = [{} for _ in parts]
 
         def put(layer: str, x: torch.Tensor) -> None:
@@ -119,7 +145,9 @@ class _Sums:
 
         participant.run(inputs, number, put)
         layers = participant.capture.layers
-        return [GramStack.joined([row.pop(layer) for layer in layers]) for row in rows]
+        stacks = [GramStack.joined([row.pop(layer) for layer in layers]) for row in rows]
+        self._devices[participant.label] = stacks[0].packed.device
+        return stacks
 
     def _accumulator(self) -> MinibatchCKA:
         layers = {p.label: p.capture.layers for p in self.participants}
@@ -138,30 +166,30 @@ class _Sums:
             return accumulator.compute()
 
 
-def _batches(data: Iterable, passes: int, progress: bool) -> Iterator[tuple[int, int, object]]:
+def _batches(
+    data: Iterable, loaders: tuple[Iterable, ...], passes: int, progress: bool
+) -> Iterator[tuple[int, int, object]]:
     """Pass, number and batch, one after the other, and a bar that shows them go by."""
     from tqdm import tqdm
 
-    try:
-        total = len(data) * passes
-    except TypeError:
-        total = None
+    if passes > 1 and any(isinstance(loader, Iterator) for loader in loaders):
+        raise ValueError(
+            f"`passes` is {passes}, but an iterator can be read once; give a list or a loader"
+        )
+    lengths = [length(loader) for loader in loaders]
+    total = None if None in lengths else lengths[0] * passes
     bar = tqdm(total=total, desc="comparing", unit="batch", disable=None if progress else True)
     with bar:
         for turn in range(passes):
-            if hasattr(data, "set_epoch"):
-                data.set_epoch(turn)
+            for loader in loaders:
+                if hasattr(loader, "set_epoch"):
+                    loader.set_epoch(turn)
             number = -1
             for number, batch in enumerate(data):
                 yield turn, number, batch
                 bar.update()
             if number < 0:
-                raise ValueError(
-                    "`data` gave no batches"
-                    if turn == 0
-                    else f"`data` gave no batches in pass {turn + 1}: an iterator can be read "
-                    "once; give a list or a loader"
-                )
+                raise ValueError(f"`data` gave no batches{f' in pass {turn + 1}' if turn else ''}")
 
 
 def _parts(size: int, n: int | None) -> list[slice]:
@@ -179,7 +207,7 @@ def _common_size(inputs: Mapping[str, Inputs]) -> int:
 
 def _check_divides(n: int | None, data: Iterable, size: int) -> None:
     """A batch that is no multiple of n would give CKA batches of two sizes all along."""
-    size = getattr(data, "batch_size", None) or size
+    size = max(getattr(data, "batch_size", None) or 0, size)  # the first may be the short one
     if n is not None and size % n:
         raise ValueError(
             f"`n` is {n}, but the batches of `data` hold {size} images; give batches of a multiple "
@@ -195,7 +223,7 @@ def _sides(models: list[dict]) -> dict[str, dict]:
 
 def _describe(data: Iterable) -> dict:
     """What a result says of the data."""
-    if hasattr(data, "provenance"):
+    if isinstance(data, ImageBatches):
         return data.provenance()
     facts = {"type": type(data).__name__}
     for name in ("dataset", "sampler"):

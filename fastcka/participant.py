@@ -35,7 +35,8 @@ class Participant:
         model, layers: as for `Capture`.
         name: what the result calls it; None is the name of its architecture.
         pick: from a batch of the data to what this model sees of it.
-        prepare: `input_a` of `compare`. forward: `forward_a`.
+        prepare: `input_a` of `compare`.
+        forward: `forward_a`, given the whole batch.
         autocast: a 16-bit dtype, or None. device: None is where the model is.
     """
 
@@ -56,9 +57,11 @@ class Participant:
         self.capture = Capture(model, layers, label)
         self._pick, self._prepare, self._forward = pick, prepare, forward
         self.autocast = autocast
-        devices = {value.device for value in (*model.parameters(), *model.buffers())}
+        devices = dict.fromkeys(value.device for value in (*model.parameters(), *model.buffers()))
         if torch.device("meta") in devices:
             raise RuntimeError(f"model {label!r} has no values: it is on the meta device")
+        if device is not None and torch.device(device).type == "meta":
+            raise RuntimeError("`device` is 'meta', where there are no values")
         if device is not None and len(devices) > 1:
             raise RuntimeError(
                 f"model {label!r} is spread over {', '.join(map(str, devices))}; leave out `device`"
@@ -70,9 +73,9 @@ class Participant:
     def ready(self) -> Iterator[None]:
         """On its device and in evaluation mode; as before afterwards."""
         moves = self.device != self._home
-        if moves:
-            self.model.to(self.device)
         try:
+            if moves:
+                self.model.to(self.device)
             with evaluating(self.model):
                 yield
         finally:
@@ -135,6 +138,7 @@ class Participant:
             and "type" in str(error)
             and self.autocast is None
             and weights not in (None, first.dtype)
+            and (first.is_floating_point() or first.ndim > 2)  # token ids are whole numbers
         ):
             raise TypeError(
                 f"model {self.label!r} has {str(weights)[6:]} weights, but is given {inputs}; "

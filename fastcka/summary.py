@@ -4,6 +4,8 @@ import numpy as np
 
 from fastcka.result import CKAResult, CKAResults
 
+# Of `meta`: what stands elsewhere in the summary, or is one number a layer.
+LEFT_OUT = ("models", "conditioning_a", "conditioning_b")
 # Beyond so many layers, only every second, third, … is printed.
 PRINTED = 24
 
@@ -53,17 +55,16 @@ def summary(result: CKAResult | CKAResults) -> dict:
         for one in pairs.values()
     ]
     first = next(iter(pairs.values()))
+    models = []
+    for one in pairs.values():
+        models += [model for model in one.meta.get("models", {}).values() if model not in models]
     return {
         "n_examples": first.n_examples,
         "n_batches": first.n_batches,
         "warnings": list(dict.fromkeys(told for one in pairs.values() for told in one.warnings)),
         "pairs": each,
-        "provenance": {key: value for key, value in first.meta.items() if key != "models"},
-        "models": {
-            model["name"]: model
-            for one in pairs.values()
-            for model in one.meta.get("models", {}).values()
-        },
+        "models": models,
+        "provenance": {key: value for key, value in first.meta.items() if key not in LEFT_OUT},
     }
 
 

@@ -285,3 +285,90 @@ def test_autocast_reaches_the_network_and_not_what_is_taken():
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         Capture(model, "leaves").run(lambda net: net(torch.ones(5, 4)), 5, sink)
     assert seen == dict.fromkeys("01", (torch.bfloat16, False, torch.float32))
+
+
+def test_slices_and_functions_are_layers_of_their_own():
+    def first(x):
+        return x[:, :2]
+
+    def last(x):
+        return x[:, 2:]
+
+    x, model = torch.randn(5, 4), nn.Sequential(nn.Linear(4, 4))
+    taps = [Tap("0", select=slice(0, 2)), Tap("0", select=first), Tap("0", select=last)]
+    taken, hooks = capture(model, taps, x)
+    assert hooks.layers == ("0[0:2]", "0[first]", "0[last]")
+    assert torch.equal(taken["0[0:2]"], taken["0[first]"])
+    with pytest.raises(ValueError, match=r"two taps would both be called '0\[<lambda>\]'"):
+        capture(model, [Tap("0", select=lambda x: x), Tap("0", select=lambda x: 2 * x)], x)
+
+
+def test_a_module_named_like_a_second_call_is_not_lost():
+    model = nn.Sequential()
+    model.add_module("relu", nn.ReLU())
+    model.add_module("relu#2", nn.Sigmoid())
+    model.add_module("again", model.relu)
+    assert capture(model, ["relu", "relu#2"], torch.randn(5, 4))[1].layers == ("relu", "relu#2")
+    with pytest.raises(ValueError, match="two layers of model 'a' are called 'relu#2'"):
+        capture(model, "*", torch.randn(5, 4))
+
+
+def test_a_name_of_a_module_that_has_another_says_so():
+    model = nn.Sequential()
+    model.add_module("first", nn.Linear(4, 4))
+    model.add_module("again", model.first)
+    [notice] = capture(model, ["again"], torch.randn(5, 4))[1].notices
+    assert "calls 'again', which is 'first', 2 times in a forward pass" in notice
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda y: y.to_sparse(),
+        lambda y: torch.nested.as_nested_tensor(list(y), layout=torch.jagged),
+        lambda y: y.to(torch.float8_e4m3fn),
+        lambda y: y.to("meta"),
+        lambda y: y.to(torch.complex64),
+    ],
+    ids=["sparse", "nested", "float8", "meta", "complex"],
+)
+def test_what_no_gram_matrix_is_made_of_is_left_out(wrap):
+    model = nn.Sequential(nn.Linear(4, 4), Around(Returning(wrap), lambda y: torch.ones(5, 2)))
+    _, hooks = capture(model, "**", torch.randn(5, 4))
+    assert hooks.layers == ("0", "1.inner.body", "1")
+    assert "'1.inner' of model 'a' left out" in hooks.notices[0]
+
+
+def test_tokens_are_not_taken_for_examples():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=False).eval()
+    with pytest.raises(ValueError, match="with batch_first=False and as many tokens as exam"):
+        capture(Around(layer), ["inner"], torch.randn(6, 6, 8))
+    sensible = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    assert capture(Around(sensible), ["inner"], torch.randn(6, 6, 8))[1].layers == ("inner",)
+
+
+def test_hooks_of_the_user_still_fire():
+    model, seen = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), []
+    model[0].register_forward_hook(lambda m, args, out: seen.append(1) or out + 1)
+    taken, _ = capture(model, "leaves", torch.zeros(5, 4))
+    assert torch.equal(taken["0"], model[0].bias.expand(5, 4) + 1)
+    capture(model, "leaves", torch.zeros(5, 4))
+    assert len(seen) == 2
+
+
+def test_a_compiled_forward_is_run_as_it_was_written():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval()
+    x = torch.randn(5, 4)
+    model.forward = torch.compile(model.forward, backend="eager")
+    with torch.no_grad():
+        model(x)
+    assert capture(model, "leaves", x)[1].layers == ("0", "1")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_traced_part_is_no_obstacle():
+    with torch.no_grad():
+        traced = torch.jit.trace(nn.Linear(4, 4), torch.randn(5, 4))
+    model = nn.Sequential(traced, nn.Linear(4, 2))
+    assert capture(model, ["1"], torch.randn(5, 4))[1].layers == ("1",)

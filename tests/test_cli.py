@@ -63,6 +63,13 @@ def test_a_wrong_setting_is_one_sentence(name):
     assert done.stderr.count("\n") == 1
 
 
+def test_a_reader_that_stops_reading_is_no_error():
+    command = f"{sys.executable} -P -m fastcka list models | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == ""
+
+
 def test_an_unknown_command_names_the_known():
     done = run("measure")
     assert done.returncode == 2

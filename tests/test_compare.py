@@ -2,6 +2,8 @@
 
 import copy
 import warnings
+from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 import pytest
@@ -249,6 +251,63 @@ def test_a_second_loader_is_read_side_by_side():
     assert np.array_equal(paired.cka, together.cka)
 
 
+def test_two_loaders_of_sorted_images_warn_too():
+    data = TensorDataset(*labelled())
+    loaders = [DataLoader(data, batch_size=16) for _ in range(2)]
+    with pytest.warns(CKAWarning) as told:
+        result = fastcka.compare(net(), net(), loaders[0], data_b=loaders[1], layers_a=["0"])
+    assert len(told) == 2
+    assert result.meta["data"] == result.meta["data_b"]
+
+
+def test_two_folders_are_shuffled_alike_in_every_pass(tmp_path):
+    from torchvision.transforms.functional import to_tensor
+
+    folder = fastcka.data.write_images(tmp_path, 24, size=16)
+    make = lambda: fastcka.data.ImageBatches(folder, {"x": to_tensor}, batch_size=8)  # noqa: E731
+    seen = [], []
+
+    def reading(side):
+        return lambda batch: seen[side].append(batch["index"].tolist()) or batch["views"]["x"]
+
+    fastcka.compare(
+        net(size=16), net(size=16), make(), data_b=make(), layers_a=["0"], passes=2,
+        input_a=reading(0), input_b=reading(1),
+    )  # fmt: skip
+    assert seen[0] == seen[1]
+    assert seen[0][:3] != seen[0][3:]
+
+
+def test_a_dataclass_is_a_batch():
+    @dataclass
+    class Batch:
+        pixels: torch.Tensor
+
+    x = images(20)
+    before = x.clone()
+    greedy = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(3, 2, 3)).eval()
+    found = fastcka.compare(
+        greedy, net(), [Batch(x)], layers_a=["1"], layers_b=["0"],
+        forward_a=lambda m, batch: m(batch.pixels), forward_b=lambda m, batch: m(batch.pixels),
+    )  # fmt: skip
+    assert torch.equal(x, before)
+    assert np.array_equal(
+        found.cka, fastcka.compare(greedy, net(), [x], layers_a=["1"], layers_b=["0"]).cka
+    )
+
+
+def test_a_loader_of_ready_batches_may_be_split():
+    ready = DataLoader(images(64).split(32), batch_size=1, shuffle=True, collate_fn=itemgetter(0))
+    assert fastcka.compare(net(), data=ready, layers_a=["0"], n=16).n_batches == 4
+
+
+def test_a_model_that_cannot_be_moved_stays_where_it_is():
+    model = net()
+    with pytest.raises(RuntimeError, match="`device` is 'meta', where there are no values"):
+        fastcka.compare(model, data=[images(8)], device="meta")
+    assert {p.device.type for p in model.parameters()} == {"cpu"}
+
+
 def test_forward_replaces_the_call():
     x, model = images(20), net()
     found = fastcka.compare(
@@ -335,7 +394,7 @@ def test_sorted_data_warn_and_a_shuffled_loader_does_not():
     with pytest.warns(CKAWarning) as told:
         result = fastcka.compare(net(), data=DataLoader(data, batch_size=16), layers_a=["0"])
     texts = [str(warning.message) for warning in told]
-    assert texts[0].startswith("`data` is read in stored order")
+    assert texts[0].startswith("the data are read in stored order")
     assert texts[1].startswith("batches are sorted by class: two images of a batch share")
     assert result.warnings == tuple(texts)
     assert all(warning.filename == __file__ for warning in told)

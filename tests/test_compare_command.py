@@ -118,7 +118,7 @@ def test_without_data_images_are_generated_and_it_says_so(tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     assert main(["compare", CNN, "--generate", "8", *SMALL]) == 0
     folder = tmp_path / "fastcka-results" / CNN
-    assert len(list(folder.glob("images/*/*.png"))) == 8
+    assert len(list(folder.glob("images-8-seed0/*/*.png"))) == 8
     assert (folder / "heatmap.png").exists()
     assert "no --data: 8 generated images, in fastcka-results" in capsys.readouterr().err
 
@@ -151,11 +151,28 @@ def test_a_broken_image_is_named(images, tmp_path, policy, capsys):
         assert result.warnings[0].startswith("1 of 41 images could not be read and are left out")
 
 
+def test_one_batch_is_drawn_without_the_errors_asked_for(images, tmp_path, capsys):
+    compare(CNN, "--max-images", "16", "--errors", images=images, output=tmp_path)
+    assert (tmp_path / "heatmap.pdf").exists()
+    assert "one batch alone has no standard errors" in capsys.readouterr().err
+
+
+def test_the_summary_is_json_where_layers_are_constant(images, tmp_path):
+    with_constant = ["resnet10t", "--layers", "leaves"]  # its last norms begin at zero
+    compare(*with_constant, images=images, output=tmp_path)
+    text = (tmp_path / "summary.json").read_text()
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    assert "are constant" in json.loads(text, parse_constant=refuse)["warnings"][0]
+
+
 REFUSALS = [
     (["resnet5O"], "unknown model 'resnet5O': did you mean 'resnet50"),
     ([f"{CNN}@nowhere.pth"], "there is no checkpoint 'nowhere.pth'"),
     ([CNN, "--data", "/no/such/folder"], "the image folder '/no/such/folder' does not exist"),
-    ([CNN, "--layers", "layer9"], "model 'a' has no layer 'layer9'; did you mean layer"),
+    ([CNN, "--layers", "layer9"], "model 'a' has no layer 'layer9'; did you mean 'layer4'"),
     ([CNN, "--layers-b", "fc"], "--layers-b needs a second model"),
     ([CNN, "--n", "3"], "`n` must be a whole number from 4 on, but is 3"),
     ([CNN, "--n", "5"], "`n` is 5, but the batches of `data` hold 16 images"),
@@ -174,7 +191,7 @@ def test_bad_input_is_one_sentence(arguments, text, images, tmp_path, capsys):
     assert text in told[-1]
     assert told[-1].startswith("fastcka: ")
     assert sum(not line.startswith("fastcka: untrained") for line in told) == 1
-    assert not (tmp_path / "out" / "result.safetensors").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_interrupt_ends_with_a_sentence(monkeypatch, capsys):
@@ -185,7 +202,7 @@ def test_an_interrupt_ends_with_a_sentence(monkeypatch, capsys):
 
     monkeypatch.setattr(compare_command.models, "labels", interrupted)
     assert main(["compare", CNN]) == 130
-    assert capsys.readouterr().err == "fastcka: interrupted; nothing was written\n"
+    assert capsys.readouterr().err == "fastcka: interrupted\n"
 
 
 def test_models_are_listed_by_pattern(capsys):

@@ -22,6 +22,10 @@ pictures = torch.randn(8, 3, 6, 6)
 net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten())
 
 
+def two_layers():
+    return nn.TransformerEncoderLayer(4, 2, 8)
+
+
 def on_meta():
     with torch.device("meta"):
         return nn.Sequential(nn.Conv2d(3, 4, 3))
@@ -289,12 +293,12 @@ NATIVE_REFUSALS = [
     (
         lambda: find("blocks.12", vit(), "a"),
         ValueError,
-        "model 'a' has no layer 'blocks.12'; did you mean blocks.2, blocks.1, ",
+        "model 'a' has no layer 'blocks.12'; did you mean 'blocks.2', 'blocks.1', ",
     ),
     (
         lambda: find("zzz", vit(), "a"),
         ValueError,
-        "no layer 'zzz'; it has patch_embed, .* and .* more",
+        "no layer 'zzz'; it has 'patch_embed', .* and .* more",
     ),
     (lambda: find("heads.*", vit(), "a"), ValueError, "model 'a' has no layer 'heads.*'"),
     (lambda: find(nn.LSTM, vit(), "a"), ValueError, "model 'a' has no module of type LSTM"),
@@ -302,6 +306,16 @@ NATIVE_REFUSALS = [
     (lambda: find(3, vit(), "a"), TypeError, "`layers` must be names, globs, .*, not int"),
     (lambda: find([nn.ReLU()], vit(), "a"), TypeError, "a module is given by its name"),
     (lambda: find([int], vit(), "a"), TypeError, "`layers` may hold names"),
+    (
+        lambda: raghu(named(nn.Sequential(two_layers(), two_layers()))),
+        ValueError,
+        "'raghu' knows blocks of `attn` and `mlp`",
+    ),
+    (
+        lambda: compare_many({"a": net}, [pictures], inputs=abs),
+        TypeError,
+        "`inputs` must map models to functions",
+    ),
     (
         lambda: raghu({"": nn.Identity(), "fc": nn.Linear(2, 2)}),
         ValueError,
@@ -327,6 +341,11 @@ NATIVE_REFUSALS = [
     (lambda: Tap("a", tokens=1.5), ValueError, "`tokens` must be .* but is 1.5"),
     (lambda: Tap("a", call=0), ValueError, "`call` must be 1, 2, 3, … or None, but is 0"),
     (lambda: Tap("a", select="head"), ValueError, "`select` must be a slice .* but is 'head'"),
+    (
+        lambda: Tap("a", select=slice(None, None, -1)),
+        ValueError,
+        "`select` must be a slice of channels",
+    ),
     (lambda: Tap("a", select=3), ValueError, "`select` must be a slice of channels, .* but is 3"),
     # comparisons
     (
@@ -366,7 +385,7 @@ NATIVE_REFUSALS = [
     (
         lambda: compare(net, data=iter([pictures]), passes=2),
         ValueError,
-        "no batches in pass 2: an iterator can be read once",
+        "`passes` is 2, but an iterator can be read once; give a list",
     ),
     (
         lambda: compare(net, data=[pictures[:3]]),
@@ -421,7 +440,7 @@ NATIVE_REFUSALS = [
     (
         lambda: compare(net, data=[pictures], layers_a="layer1"),
         ValueError,
-        "model 'a' has no layer 'layer1'; it has 0, 1, 2",
+        "model 'a' has no layer 'layer1'; it has '0', '1', '2'",
     ),
     (
         lambda: compare(on_meta(), data=[pictures]),

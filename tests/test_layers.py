@@ -103,6 +103,27 @@ def test_blocks_with_a_module_among_the_layers_of_a_list_are_blocks():
     assert [tap.pattern for tap in blocks(named(net))] == ["1", "2"]
 
 
+def test_a_block_made_of_a_list_of_convolutions_with_norms_is_a_block():
+    class Conv(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    class Bottleneck(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shortcut, self.layer = nn.Identity(), nn.Sequential(Conv(), Conv(), Conv())
+
+    class Stage(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(Bottleneck(), Bottleneck())
+
+    net = nn.Sequential(Conv(), nn.ModuleList([Stage(), Stage()]))
+    found = [tap.pattern for tap in blocks(named(net))]
+    assert found == ["1.0.layers.0", "1.0.layers.1", "1.1.layers.0", "1.1.layers.1"]
+
+
 def test_leaves_do_something_in_evaluation_mode(vit):
     found = [tap.pattern for tap in leaves(named(vit))]
     assert "blocks.0.attn.qkv" in found

@@ -2,7 +2,13 @@
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    TensorDataset,
+)
 
 from fastcka.data.pairing import Paired
 
@@ -16,14 +22,20 @@ def loader(*tensors, **options):
 
 def test_pairs_come_in_order():
     pairs = list(Paired(loader(x, y), loader(2 * x, y)))
-    assert len(pairs) == len(Paired(loader(x, y), loader(x, y))) == 3
+    assert len(pairs) == 3
     for a, b in pairs:
         assert torch.equal(2 * a[0], b[0])
 
 
+def shuffled_batches():
+    data = TensorDataset(x)
+    return DataLoader(data, batch_sampler=BatchSampler(RandomSampler(data), 4, False))
+
+
 @pytest.mark.parametrize("names", [("data", "data_b"), ("data_b", "data")])
-def test_a_loader_that_shuffles_is_refused(names):
-    loaders = {names[0]: loader(x, shuffle=True), names[1]: loader(x)}
+@pytest.mark.parametrize("make", [lambda: loader(x, shuffle=True), shuffled_batches])
+def test_a_loader_that_shuffles_is_refused(names, make):
+    loaders = {names[0]: make(), names[1]: loader(x)}
     with pytest.raises(
         ValueError, match=f"`{names[0]}` shuffles on its own, so its images are not"
     ):
@@ -46,6 +58,8 @@ def test_an_iterator_that_ends_early_is_an_error(short, long):
     ("wrap", "name"),
     [
         (lambda x, y: (x, y), "labels"),
+        (lambda x, y: (x, y, y + 1), "labels"),
+        (lambda x, y: (x, [f"{i}.png" for i in y.tolist()]), "labels"),
         (lambda x, y: {"pixels": x, "ids": y}, "ids"),
         (lambda x, y: {"pixels": x, "target": y}, "target"),
     ],
@@ -63,3 +77,17 @@ def test_labels_and_ids_must_agree(wrap, name):
 def test_a_float_target_is_not_an_identity():
     targets = torch.randn(12)
     assert len(list(Paired(loader(x, targets), loader(x, targets + 1)))) == 3
+
+
+def test_one_iterator_cannot_be_both():
+    batches = iter(x.split(4))
+    with pytest.raises(ValueError, match="`data` and `data_b` are one iterator"):
+        Paired(batches, batches)
+
+
+def test_loaders_of_unknown_length_are_read():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(x)
+
+    assert len(list(Paired(DataLoader(Stream(), 4), DataLoader(Stream(), 4)))) == 3

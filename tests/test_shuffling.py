@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from fastcka.data.shuffling import ClassMixing, unshuffled
 
@@ -55,3 +55,6 @@ def test_only_a_sequential_loader_is_unshuffled():
     assert len(unshuffled(DataLoader(data, batch_size=4))) == 1
     assert unshuffled(DataLoader(data, batch_size=4, shuffle=True)) == []
     assert unshuffled([torch.zeros(4, 2)]) == []
+    random = BatchSampler(RandomSampler(data), 4, drop_last=False)
+    assert unshuffled(DataLoader(data, batch_sampler=random)) == []
+    assert unshuffled(DataLoader(data, batch_sampler=[[0, 1], [2, 3]])) == []

@@ -6,10 +6,10 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from fastcka.capture.matching import Wanted, find
+from fastcka.capture.matching import Wanted, few, find
 from fastcka.capture.modules import named, uncompiled, unwrap
-from fastcka.capture.selection import Unusable, heads_of, layout_of, take
-from fastcka.capture.tensors import activation
+from fastcka.capture.selection import Unusable, layout_of, take
+from fastcka.capture.tensors import READABLE, activation
 
 Sink = Callable[[str, torch.Tensor], None]
 
@@ -43,8 +43,8 @@ class Capture:
         self.model, self.label = unwrap(model), label
         self._modules = named(self.model)
         self._wanted = find(layers, self._modules, label)
-        self._layout = layout_of(self.model)
-        self._heads = {wanted.name: heads_of(wanted.name, self._modules) for wanted in self._wanted}
+        names = {wanted.name for wanted in self._wanted}
+        self._layouts = {name: layout_of(name, self._modules) for name in names}
         self.layers: tuple[str, ...] | None = None  # known after the first forward pass
         self.notices: tuple[str, ...] = ()
         self._rejected: dict[str, tuple[str, str]] = {}  # by layer: in short, and in full
@@ -69,7 +69,7 @@ class Capture:
                         else module.register_forward_pre_hook
                     )
                     handles.append(register(hook(places), with_kwargs=True))
-            with uncompiled(self.model):
+            with uncompiled():
                 returned = forward(self.model)
         finally:
             for handle in handles:
@@ -85,6 +85,14 @@ class Capture:
                 )
         return returned
 
+    def puts_examples_second(self, name: str) -> bool:
+        """Whether the module, one around it or a part of it works on [tokens, examples, …]."""
+        near = [self._modules[name], *self._modules[name].children()]
+        while name:
+            name = name.rpartition(".")[0]
+            near.append(self._modules[name])
+        return any(getattr(module, "batch_first", None) is False for module in near)
+
     def _places(self, side: str) -> dict[nn.Module, list[Wanted]]:
         places: dict[nn.Module, list[Wanted]] = {}
         for wanted in self._wanted:
@@ -98,7 +106,8 @@ class Capture:
             if wanted.explicit and not run.found[wanted]:
                 self._explain_absence(wanted, run)
         if not run.order:
-            reasons = [full for _, full in self._rejected.values()] or ["none is ever called"]
+            reasons = [full for _, full in self._rejected.values()]
+            reasons.append("no forward pass calls them, or not as often as `call` says")
             raise ValueError(
                 f"model {self.label!r} has no activations for the {len(self._wanted)} layers asked "
                 f"for: {reasons[0]}"
@@ -134,12 +143,18 @@ class Capture:
         for reason in dict.fromkeys(short for short, _ in self._rejected.values()):
             names = [name for name, (short, _) in self._rejected.items() if short == reason]
             yield f"{few(names)} of model {self.label!r} left out: {reason}"
+        first = {}
+        for name, module in self._modules.items():
+            first.setdefault(module, name)
         for wanted in self._wanted:
-            calls = run.calls[self._modules[wanted.name], wanted.tap.side]
+            module = self._modules[wanted.name]
+            calls = run.calls[module, wanted.tap.side]
             if wanted.explicit and wanted.tap.call is None and calls > 1:
+                shared = first[module]
+                which = "" if shared == wanted.name else f", which is {shared!r},"
                 yield (
-                    f"model {self.label!r} calls {wanted.name!r} {calls} times in a forward pass; "
-                    f"this is its first call, the next is '{wanted.name}#2'"
+                    f"model {self.label!r} calls {wanted.name!r}{which} {calls} times in a forward "
+                    f"pass; this is its first call, the next is '{shared}#2'"
                 )
 
 
@@ -150,7 +165,7 @@ class _Run:
         self.capture, self.n, self.sink = capture, n, sink
         self.calls: Counter = Counter()  # of (module, side)
         self.found: Counter = Counter()  # layers of each wanted tap
-        self.order: dict[str, None] = {}  # names of the layers as they came
+        self.order: dict[str, str] = {}  # layers as they came: the name of each one's module
 
     def after(self, places: list[Wanted]):
         def hook(module, args, kwargs, output):
@@ -174,8 +189,14 @@ class _Run:
     def _take(self, wanted: Wanted, name: str, nested) -> None:
         capture = self.capture
         if name in self.order:  # of another tap that means the same
+            if self.order[name] != wanted.name:
+                raise ValueError(
+                    f"two layers of model {capture.label!r} are called {name!r}: a call of "
+                    f"{self.order[name]!r}, and {wanted.name!r}; tap them one at a time"
+                )
             self.found[wanted] += 1
-        if name in self.order or name in capture._rejected:
+            return
+        if name in capture._rejected:
             return
         if capture.layers is not None and name not in capture.layers:
             raise ValueError(
@@ -195,26 +216,29 @@ class _Run:
     def _hand_over(self, wanted: Wanted, name: str, x: torch.Tensor | None) -> None:
         if x is None:
             raise Unusable("no floating tensor comes out of it")
+        if x.is_nested or x.is_meta or x.layout != torch.strided or x.dtype not in READABLE:
+            kind = "nested" if x.is_nested else f"{x.layout}, {x.dtype} on {x.device}"
+            raise Unusable(f"its activation is no dense floating tensor, but {kind}")
         # What is computed in here is no part of the network that autocast was meant for.
         with torch.autocast(x.device.type, enabled=False):
-            x = take(x.detach(), wanted.tap, self.capture._layout, self.capture._heads[wanted.name])
-            self._check(x)
-            self.order[name] = None
+            x = take(x.detach(), wanted.tap, self.capture._layouts[wanted.name])
+            self._check(x, wanted)
+            self.order[name] = wanted.name
             self.found[wanted] += 1
             self.sink(name, x)
 
-    def _check(self, x: torch.Tensor) -> None:
+    def _check(self, x: torch.Tensor, wanted: Wanted) -> None:
         if x.ndim < 2 or x.shape[0] != self.n:
             raise Unusable(f"its first axis is not the {self.n} examples of the batch", x.shape)
         if x.numel() == 0:
             raise Unusable("it is empty", x.shape)
+        if x.ndim > 2 and x.shape[1] == self.n and self.capture.puts_examples_second(wanted.name):
+            raise Unusable(
+                f"with batch_first=False and as many tokens as examples, {self.n}, its axes cannot "
+                "be told apart: choose another batch size"
+            )
 
 
 def layer_name(wanted: Wanted, call: int) -> str:
     """The name of a layer: its module's, the number of the call, and what is taken of it."""
     return wanted.name + (f"#{call}" if call > 1 else "") + wanted.tap.suffix
-
-
-def few(names: list[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:3])
-    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,8 +1,8 @@
 """From what a user asks for to modules of one network."""
 
+from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import NamedTuple
 
 from torch import nn
 
@@ -10,7 +10,8 @@ from fastcka.capture.presets import PRESETS
 from fastcka.capture.tap import Tap, as_items
 
 
-class Wanted(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Wanted:
     """A tap at one module."""
 
     name: str
@@ -28,6 +29,12 @@ def find(layers, modules: dict[str, nn.Module], model: str) -> list[Wanted]:
     for item in as_items(layers):
         for wanted in _find_one(item, modules, model):
             same = (wanted.name, wanted.tap.suffix, wanted.tap.call)
+            if same in found and found[same].tap.select != wanted.tap.select:
+                name = wanted.name + wanted.tap.suffix
+                raise ValueError(
+                    f"two taps would both be called {name!r}; give their `select` functions "
+                    "different names"
+                )
             if same not in found or not wanted.explicit:  # a glob takes in what a name does
                 found[same] = wanted
     return list(found.values())
@@ -92,9 +99,11 @@ def _once(modules: dict[str, nn.Module]) -> list[str]:
 def _unknown(pattern: str, modules: dict[str, nn.Module], model: str) -> str:
     names = [name for name in modules if name]
     near = get_close_matches(pattern, names, n=4, cutoff=0.6)
-    hint = f"did you mean {', '.join(near)}?" if near else f"it has {_few(names)}"
+    hint = f"did you mean {few(near)}?" if near else f"it has {few(names)}"
     return f"model {model!r} has no layer {pattern!r}; {hint}"
 
 
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+def few(names: list[str], shown: int = 4) -> str:
+    """The first of some names, and how many there are beyond."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(repr(name) for name in names[:shown]) + more

@@ -1,5 +1,6 @@
 """The modules of a network under the names that a user knows them by."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -26,7 +27,7 @@ def named(model: nn.Module) -> dict[str, nn.Module]:
     """Every module by its name, without wrappers; one module may stand under several names."""
     found = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if not set(WRAPPERS) & set(module._modules):
+        if not set(WRAPPERS) & set(module._modules.keys()):
             found[".".join(part for part in name.split(".") if part not in WRAPPERS)] = module
     return found
 
@@ -34,7 +35,7 @@ def named(model: nn.Module) -> dict[str, nn.Module]:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; every module gets its own flag back."""
-    before = [(module, module.training) for module in model.modules()]
+    before = [(m, m.training) for m in model.modules() if hasattr(m, "training")]
     try:
         # The flags alone: `eval()` may be overloaded to change weights.
         for module, _ in before:
@@ -46,10 +47,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def uncompiled(model: nn.Module):
-    """A context in which compiled parts run as they were written, so that their hooks fire."""
-    compiled = any(
-        "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None
-        for module in model.modules()
-    )
-    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+def uncompiled():
+    """A context in which what was compiled runs as it was written, so that hooks fire."""
+    # Nothing was compiled in a process that has not imported this, and its import takes a second.
+    known = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if known else nullcontext()

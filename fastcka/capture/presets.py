@@ -10,6 +10,7 @@ from fastcka.capture.tap import Tap
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+WEIGHTED = (*CONVOLUTIONS, nn.Linear)
 POOLS = (nn.MaxPool2d, nn.AvgPool2d)
 # In evaluation mode these hand on what they are given.
 PASSING = (nn.Identity, nn.modules.dropout._DropoutNd)
@@ -19,7 +20,7 @@ Modules = dict[str, nn.Module]
 
 
 def blocks(modules: Modules) -> list[Tap]:
-    """The repeated blocks: modules with parts of their own that stand in a list of modules.
+    """The repeated blocks: modules of two and more layers with weights that stand in a list.
 
     Of a stage that stands in a list and is itself made of a list of blocks, the blocks. A network
     without blocks: its leaves.
@@ -89,15 +90,21 @@ def raghu(modules: Modules) -> list[Tap]:
 
 
 def _raghu_cnn(modules: Modules, of_blocks: list[str]) -> list[Tap]:
-    names = []
+    names, convolutional = [], False
     for name, module in modules.items():
         in_block = any(name.startswith(f"{block}.") for block in of_blocks)
+        convolutional |= in_block and isinstance(module, CONVOLUTIONS)
         if (
             isinstance(module, (*CONVOLUTIONS, *NORMS))
             or name in of_blocks
             or (isinstance(module, POOLS) and not in_block)
         ):
             names.append(name)
+    if not convolutional:
+        raise ValueError(
+            "preset 'raghu' knows blocks of `attn` and `mlp`, of token and channel MLPs, and "
+            "of convolutions, and these are none of them; name the layers"
+        )
     return [Tap(name) for name in names]
 
 
@@ -105,9 +112,9 @@ def _is_block(name: str, modules: Modules) -> bool:
     module = modules[name]
     return (
         bool(name)
-        and bool(module._modules)
         and not isinstance(module, (*CONTAINERS, *NORMS))
         and isinstance(modules[_parent(name)], CONTAINERS)
+        and sum(isinstance(part, WEIGHTED) for part in module.modules()) > 1
     )
 
 

@@ -15,6 +15,9 @@ WILD = set("*?[")
 class Tap:
     """A place in a network, and what is taken of the activation there.
 
+    Of a module that returns or takes several tensors, in tuples, dicts or dataclasses, it is the
+    first floating one. The first axis must be the examples, the second of a sequence its tokens.
+
     Args:
         pattern: the name of a module as in `named_modules`, or a glob: `*` is any part between two
             dots, `**` any number of parts, `?` and `[ab]` as in a shell.
@@ -24,8 +27,8 @@ class Tap:
             counted; (row, column), that patch or position of a map.
         call: of a module that a forward pass calls several times, which call, from 1 on; None takes
             all of them for a glob, and the first for a name.
-        select: a slice of channels; "head:3", the channels of one attention head; or a function
-            from activation to activation. Applied before `tokens`.
+        select: a slice of channels; "head:3", one attention head, at the input of the attention's
+            projection; or a function from activation to activation. Applied before `tokens`.
 
     Raises:
         TypeError, ValueError: an argument is none of these.
@@ -54,7 +57,7 @@ class Tap:
             raise ValueError(f"`call` must be 1, 2, 3, … or None, but is {self.call!r}")
         if not (
             self.select is None
-            or isinstance(self.select, slice)
+            or (isinstance(self.select, slice) and (self.select.step or 1) > 0)
             or (isinstance(self.select, str) and self.head is not None)
             or (callable(self.select) and not isinstance(self.select, str))
         ):

@@ -1,9 +1,13 @@
 """Tensors in what a module takes and returns."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+import copy
+from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import fields, is_dataclass, replace
 
 import torch
+
+# What a Gram matrix can be made of.
+READABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def tensors(nested) -> Iterator[torch.Tensor]:
@@ -30,10 +34,18 @@ def copied_to(nested, device: torch.device):
     """The same with a copy of every tensor on a device: a network may overwrite its input."""
     if isinstance(nested, torch.Tensor):
         return nested.to(device, copy=True)
+    if isinstance(nested, MutableMapping):
+        copied = copy.copy(nested)
+        for key, value in nested.items():
+            copied[key] = copied_to(value, device)
+        return copied
     if isinstance(nested, Mapping):
         return {key: copied_to(value, device) for key, value in nested.items()}
     if isinstance(nested, tuple) and hasattr(nested, "_fields"):
         return type(nested)(*(copied_to(value, device) for value in nested))
     if isinstance(nested, (tuple, list)):
         return type(nested)(copied_to(value, device) for value in nested)
+    if is_dataclass(nested) and not isinstance(nested, type):
+        parts = {f.name: getattr(nested, f.name) for f in fields(nested) if f.init}
+        return replace(nested, **{name: copied_to(part, device) for name, part in parts.items()})
     return nested

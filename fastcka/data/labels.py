@@ -1,5 +1,6 @@
 """What a batch says of its images beside the images: labels, ids."""
 
+import zlib
 from collections.abc import Mapping
 
 import torch
@@ -9,14 +10,15 @@ IDS = ("id", "ids", "index")
 
 
 def identities(batch) -> dict[str, torch.Tensor]:
-    """Integer vectors by name: the labels and ids of a dict, the second element of (x, y)."""
+    """Integer vectors by name: the labels and ids of a dict, the second element of (x, y, …)."""
     if isinstance(batch, Mapping):
         named = {name: batch[name] for name in (*LABELS, *IDS) if name in batch}
-    elif isinstance(batch, (tuple, list)) and len(batch) == 2:
+    elif isinstance(batch, (tuple, list)) and len(batch) > 1:
         named = {"labels": batch[1]}
     else:
         named = {}
-    return {name: value for name, value in named.items() if _is_vector(value)}
+    vectors = {name: _as_integers(value) for name, value in named.items()}
+    return {name: vector for name, vector in vectors.items() if vector is not None}
 
 
 def labels(batch) -> torch.Tensor | None:
@@ -24,10 +26,10 @@ def labels(batch) -> torch.Tensor | None:
     return next((v for name, v in identities(batch).items() if name in LABELS), None)
 
 
-def _is_vector(value) -> bool:
-    return (
-        isinstance(value, torch.Tensor)
-        and value.ndim == 1
-        and not value.is_floating_point()
-        and not value.is_complex()
-    )
+def _as_integers(value) -> torch.Tensor | None:
+    if isinstance(value, (tuple, list)) and value and all(isinstance(v, str) for v in value):
+        return torch.tensor([zlib.crc32(text.encode()) for text in value])
+    is_vector = isinstance(value, torch.Tensor) and value.ndim == 1
+    if not is_vector or value.is_floating_point() or value.is_complex():
+        return None
+    return value

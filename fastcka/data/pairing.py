@@ -4,9 +4,10 @@ from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 
 import torch
-from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
+from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from fastcka.data.labels import identities
+from fastcka.data.loaders import length, sampler
 
 SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 _END = object()
@@ -22,28 +23,27 @@ class Paired:
         ValueError: one of them shuffles on its own, their lengths differ, or the ids or labels of
             two batches do.
 
-    >>> len(Paired([torch.zeros(4, 2)], [torch.ones(4, 3)]))
+    >>> len(list(Paired([torch.zeros(4, 2)], [torch.ones(4, 3)])))
     1
     """
 
     def __init__(self, a: Iterable, b: Iterable):
         for name, loader in (("data", a), ("data_b", b)):
-            if isinstance(loader, DataLoader) and isinstance(loader.sampler, SHUFFLING):
+            if isinstance(sampler(loader), SHUFFLING):
                 raise ValueError(
                     f"`{name}` shuffles on its own, so its images are not those of the other "
                     "loader: let one data set return both views of an image, and pick them with "
                     "`input_a` and `input_b`"
                 )
-        self.a, self.b = a, b
-        sizes = [len(loader) for loader in (a, b) if hasattr(loader, "__len__")]
-        if len(set(sizes)) > 1:
+        if a is b and isinstance(a, Iterator):
+            raise ValueError(
+                "`data` and `data_b` are one iterator, which gives each batch once: leave `data_b` "
+                "out, or give two"
+            )
+        sizes = length(a), length(b)
+        if None not in sizes and sizes[0] != sizes[1]:
             raise ValueError(f"`data` has {sizes[0]} batches, but `data_b` has {sizes[1]}")
-        self._sizes = sizes
-
-    def __len__(self) -> int:
-        if not self._sizes:
-            raise TypeError("the number of batches is not known")
-        return self._sizes[0]
+        self.a, self.b = a, b
 
     def __iter__(self) -> Iterator[tuple]:
         for number, (a, b) in enumerate(zip_longest(self.a, self.b, fillvalue=_END)):

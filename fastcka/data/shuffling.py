@@ -5,7 +5,9 @@ from collections import Counter
 from collections.abc import Iterable
 
 import torch
-from torch.utils.data import DataLoader, SequentialSampler
+from torch.utils.data import SequentialSampler
+
+from fastcka.data.loaders import sampler
 
 # Standard errors by which images of one batch must share their class more often than chance, and
 # how much more often. Random batches reach 6 once in 1e9.
@@ -13,12 +15,12 @@ SIGNIFICANT = 6.0
 NOTABLE = 1.5
 
 
-def unshuffled(data: Iterable, name: str = "data") -> list[str]:
+def unshuffled(data: Iterable) -> list[str]:
     """A warning for a loader that reads its data set in the order in which it is stored."""
-    if isinstance(data, DataLoader) and isinstance(data.sampler, SequentialSampler):
+    if isinstance(sampler(data), SequentialSampler):
         return [
-            f"`{name}` is read in stored order: if that is sorted, by class for example, CKA is "
-            "wrong; give the DataLoader shuffle=True and a seeded generator"
+            "the data are read in stored order: if that is sorted, by class for example, CKA is "
+            "wrong; shuffle the data set, or give the DataLoader shuffle=True and a generator"
         ]
     return []
 

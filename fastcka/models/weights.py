@@ -85,7 +85,9 @@ def _classes(weights: Path, config: dict) -> int:
     # Unpicklers and parsers raise anything.
     except Exception as error:
         reason = one_line(error).partition(" No automatic")[0]
-        raise ValueError(f"cannot read weights from {str(weights)!r}: {reason}") from None
+        raise ValueError(
+            f"{str(weights)!r} is no checkpoint that timm can read: {reason}"
+        ) from None
     heads = config.get("classifier") or ()
     for head in (heads,) if isinstance(heads, str) else heads:
         if f"{head}.weight" in state:
