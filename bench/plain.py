@@ -3,32 +3,48 @@
 import torch
 
 
-def compare(model_a, model_b, batches, taps_a, taps_b):
+def compare(model_a, model_b, batches, names_a, names_b):
     """CKA of all pairs of layers: one `x @ x.T` a layer in its hook, one product for all pairs."""
-    ab = aa = bb = 0.0
+    sums = None
     for x in batches:
-        a, b = _centred(model_a, x, taps_a), _centred(model_b, x, taps_b)
-        ab, aa, bb = ab + a @ b.T, aa + (a * a).sum(1), bb + (b * b).sum(1)
+        a = centred(grams(model_a, x, names_a))
+        b = centred(grams(model_b, x, names_b))
+        terms = pairs(a, b)
+        sums = terms if sums is None else [s + t for s, t in zip(sums, terms, strict=True)]
+    ab, aa, bb = sums
     return (ab / (aa[:, None] * bb).sqrt()).double().numpy()
 
 
-def _centred(model, x, taps):
-    """[L, n * n]: U-centred Gram matrices of the layers in one forward pass."""
-    grams = []
-
-    def hook(module, args, output):
-        rows = output.flatten(1).float()
-        grams.append(rows @ rows.T)
-
-    handles = [model.get_submodule(name).register_forward_hook(hook) for name in taps]
+def grams(model, x, names):
+    """[n, n] for each layer of one forward pass."""
+    taken = []
+    handles = [
+        model.get_submodule(name).register_forward_hook(lambda m, i, y: taken.append(gram(y)))
+        for name in names
+    ]
     with torch.no_grad():
         model(x)
     for handle in handles:
         handle.remove()
-    k = torch.stack(grams)
+    return taken
+
+
+def gram(output):
+    rows = output.flatten(1).float()
+    return rows @ rows.T
+
+
+def centred(taken):
+    """U-centred [L, n * n]."""
+    k = torch.stack(taken)
     n = k.shape[1]
     k.diagonal(dim1=1, dim2=2).zero_()
     rows = k.sum(2, keepdim=True) / (n - 2)
-    k = k - rows - rows.mT + (rows.sum(1, keepdim=True) / (n - 1))
+    k = k - rows - rows.mT + rows.sum(1, keepdim=True) / (n - 1)
     k.diagonal(dim1=1, dim2=2).zero_()
     return k.flatten(1)
+
+
+def pairs(a, b):
+    """<a_i, b_j> of all pairs, and of each with itself."""
+    return a @ b.T, (a * a).sum(1), (b * b).sum(1)

@@ -15,7 +15,7 @@ from fastcka.data.pairing import Paired
 from fastcka.data.shuffling import ClassMixing, unshuffled
 from fastcka.gram_stack import GramStack
 from fastcka.options import check_whole_number
-from fastcka.participant import AUTOCAST, Inputs, Participant
+from fastcka.participant import Inputs, Participant, autocast_name
 from fastcka.provenance import provenance
 from fastcka.result import CKAResult, CKAResults
 from fastcka.streaming import SMALLEST_BATCH, MinibatchCKA
@@ -61,23 +61,22 @@ def measure(
     for loader in loaders:
         after += loader.notices() if isinstance(loader, ImageBatches) else []
     _warn(dict.fromkeys([*after, *(told for each in pairs.values() for told in each.warnings)]))
-    autocast = {dtype: name for name, dtype in AUTOCAST.items()}.get(participants[0].autocast)
     facts = started | {
         "n": n,
         "passes": passes,
-        "autocast": autocast,
+        "autocast": autocast_name(participants[0].autocast),
         **dict(zip(("data", "data_b"), map(_describe, loaders), strict=False)),
     }
     models = {p.label: p.describe() for p in participants}
-    pairs = {
-        pair: replace(
+    explained = {
+        (a, *rest): replace(
             each,
             warnings=(*before, *after, *each.warnings),
-            meta=facts | {"models": _sides([models[label] for label in pair])} | each.meta,
+            meta=facts | {"models": _sides(models[a], *(models[b] for b in rest))} | each.meta,
         )
-        for pair, each in pairs.items()
+        for (a, *rest), each in pairs.items()
     }
-    return CKAResults(pairs) if many else next(iter(pairs.values()))
+    return CKAResults(explained) if many else next(iter(explained.values()))
 
 
 class _Sums:
@@ -215,10 +214,9 @@ def _check_divides(n: int | None, data: Iterable, size: int) -> None:
         )
 
 
-def _sides(models: list[dict]) -> dict[str, dict]:
-    """The facts of two models, or of one with itself."""
-    one = len(models) == 1 or models[0] is models[1]
-    return {"a": models[0]} if one else {"a": models[0], "b": models[1]}
+def _sides(a: dict, b: dict | None = None) -> dict[str, dict]:
+    """The facts of two models, or of one that was compared with itself."""
+    return {"a": a} if b is None or b is a else {"a": a, "b": b}
 
 
 def _describe(data: Iterable) -> dict:

@@ -164,3 +164,8 @@ def autocast_dtype(autocast: str | torch.dtype | None) -> torch.dtype | None:
     if isinstance(autocast, str) and autocast in AUTOCAST:
         return AUTOCAST[autocast]
     raise ValueError(f"`autocast` must be 'fp16', 'bf16' or None, but is {autocast!r}")
+
+
+def autocast_name(dtype: torch.dtype | None) -> str | None:
+    """The other way round."""
+    return next((name for name, known in AUTOCAST.items() if known == dtype), None)
