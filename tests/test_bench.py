@@ -312,3 +312,15 @@ def run_python(*arguments, code=0, **environment):
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done
+
+
+def test_a_whole_comparison_is_timed_and_right(bench, tmp_path, capsys):
+    rows = tmp_path / "rows.jsonl"
+    bench("end_to_end").main(["--smoke", "--rounds", "2", "--output", str(rows)])
+    found = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert [row["variant"] for row in found] == ["forward", "fastcka", "plain"]
+    assert found[0]["error"] is None
+    assert found[1]["error"] < 1e-5
+    assert found[2]["error"] < 1e-2
+    assert all(row["rounds"] == 2 and row["median_us"] > 0 for row in found)
+    assert "CKA part of fastcka over plain torch" in capsys.readouterr().out
