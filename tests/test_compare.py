@@ -343,6 +343,36 @@ def test_models_are_left_as_they_came():
         assert torch.equal(value, before[name]), name
 
 
+def test_no_gradients_are_kept():
+    model, seen = net(), []
+    model[3].register_forward_hook(lambda m, args, output: seen.append(output.requires_grad))
+    fastcka.compare(model, data=[images(8)], layers_a=["0"])
+    assert seen == [False]
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_model_that_was_moved_is_moved_back(fails, monkeypatch):
+    model, moves = net(), []
+    monkeypatch.setattr(model, "to", lambda device: moves.append(str(device)))
+    data = [torch.ones(8, 4, 8, 8)] if fails else [images(8)]
+    try:
+        fastcka.compare(model, data=data, layers_a=["0"], device="cpu:0")
+        assert not fails
+    except RuntimeError:
+        assert fails
+    assert moves == ["cpu:0", "cpu"]
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_number_of_the_cpu():
+    batches = images(48).split(16)
+    expected = fastcka.compare(net(), net(seed=1), batches, layers_a="leaves")
+    found = fastcka.compare(net(), net(seed=1), batches, layers_a="leaves", device="cuda")
+    assert found.meta["models"]["a"]["device"].startswith("cuda")
+    assert_close(found.cka, expected.cka, 1e-3)  # convolutions round to TF32 there
+
+
 def test_training_mode_does_not_change_the_number():
     evaluating = fastcka.compare(net(), data=[images(20)], layers_a="leaves")
     training = fastcka.compare(net().train(), data=[images(20)], layers_a="leaves")
