@@ -49,40 +49,94 @@ def _add_compare(commands) -> None:
         help="CKA between all layers of models, in one pass over a folder of images",
         description="CKA between all layers of one, two or more models, in one pass over a folder "
         "of images: result.safetensors, heatmap.png, heatmap.pdf and summary.json.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.set_defaults(run=compare_command.run)
     parser.add_argument("models", nargs="+", metavar="MODEL", help=MODEL)
     add = parser.add_argument_group("data").add_argument
     add("--data", metavar="DIR", help="folder of images; without it, images are generated")
-    add("--generate", type=int, default=512, metavar="N", help="how many, where there is no --data")
+    add(
+        "--generate",
+        type=int,
+        default=512,
+        metavar="N",
+        help="how many, without --data (default: %(default)s)",
+    )
     add("--max-images", type=int, metavar="N", help="take so many, chosen at random")
-    add("--on-broken", choices=("stop", "skip"), default="stop", help="at an unreadable image")
-    add("-b", "--batch-size", type=int, default=64, metavar="N", help="images a forward pass")
-    add("-j", "--workers", type=int, default=0, metavar="N", help="processes that decode images")
-    add("--passes", type=int, default=1, metavar="N", help="over the data, each in another order")
-    add("--seed", type=int, default=0, help="of the order, and of untrained weights")
+    add(
+        "--on-broken",
+        choices=("stop", "skip"),
+        default="stop",
+        help="at an unreadable image (default: %(default)s)",
+    )
+    add(
+        "-b",
+        "--batch-size",
+        type=int,
+        default=64,
+        metavar="N",
+        help="images a forward pass (default: %(default)s)",
+    )
+    add(
+        "-j",
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="processes that decode images (default: %(default)s)",
+    )
+    add(
+        "--passes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="over the data, each in another order (default: %(default)s)",
+    )
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the order, and of untrained weights (default: %(default)s)",
+    )
     add = parser.add_argument_group("models").add_argument
     add("--layers", nargs="+", default=["blocks"], metavar="LAYER",
-        help="names, globs, or blocks, leaves, raghu")  # fmt: skip
+        help="names, globs, or blocks, leaves, raghu (default: blocks)")  # fmt: skip
     add("--layers-a", nargs="+", metavar="LAYER", help="of the first model alone")
     add("--layers-b", nargs="+", metavar="LAYER", help="of the second model alone")
     add("--pretrained", action="store_true", help="weights from the hub or its cache")
     add("--img-size", type=int, metavar="N", help="pixels of a side, for all models")
-    add("--device", help="cpu, cuda, cuda:1, ...; the GPU where there is one")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     add("--amp", action="store_true", help="run the models under autocast")
-    add("--amp-dtype", choices=("float16", "bfloat16"), default="float16", help="of --amp")
+    add(
+        "--amp-dtype",
+        choices=("float16", "bfloat16"),
+        default="float16",
+        help="of --amp (default: %(default)s)",
+    )
     add = parser.add_argument_group("measure").add_argument
-    add("--n", type=int, metavar="N", help="images in a CKA batch; divides the batch size")
-    add("--estimator", choices=ESTIMATORS, default="unbiased", help="of HSIC")
-    add("--weighting", choices=WEIGHTINGS, default="pairs", help="of the batches")
-    add("--gram", choices=GRAMS, default="linear", help="Gram function")
+    add(
+        "--n",
+        type=int,
+        metavar="N",
+        help="images in a CKA batch, a part of the batch size (default: all of it)",
+    )
+    add(
+        "--estimator", choices=ESTIMATORS, default="unbiased", help="of HSIC (default: %(default)s)"
+    )
+    add(
+        "--weighting",
+        choices=WEIGHTINGS,
+        default="pairs",
+        help="of the batches (default: %(default)s)",
+    )
+    add("--gram", choices=GRAMS, default="linear", help="Gram function (default: %(default)s)")
     add("--bandwidth", type=float, help="of --gram rbf, in median distances")
-    add("--operand", choices=OPERANDS, help="type of the values that are multiplied")
+    add(
+        "--operand", choices=OPERANDS, help="type of the values multiplied (default: fp32 on a CPU)"
+    )
     add("--backend", choices=BACKENDS, help="see `fastcka info`")
     add = parser.add_argument_group("output").add_argument
-    add("--output", metavar="DIR", help="default: fastcka-results/MODEL-MODEL")
-    add("--overwrite", action="store_true", help="replace an earlier result in that folder")
+    add("--output", metavar="DIR", help="folder (default: fastcka-results/MODEL-MODEL)")
+    add("--overwrite", action="store_true", help="replace an earlier result there")
     add("--errors", action="store_true", help="standard errors in the figure")
     add("--title", help="of the figure")
     add("--quiet", action="store_true", help="print nothing but warnings and errors")
