@@ -372,3 +372,45 @@ def test_a_traced_part_is_no_obstacle():
         traced = torch.jit.trace(nn.Linear(4, 4), torch.randn(5, 4))
     model = nn.Sequential(traced, nn.Linear(4, 2))
     assert capture(model, ["1"], torch.randn(5, 4))[1].layers == ("1",)
+
+
+@pytest.fixture
+def one_process():
+    """A process group of this process alone."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("how", ["DDP", "fully_shard"])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_distributed_networks_are_seen_as_they_are(how, one_process):
+    plain = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    x = torch.randn(6, 4)
+    expected, _ = capture(plain, "leaves", x)
+    if how == "DDP":
+        model = nn.parallel.DistributedDataParallel(plain)
+    else:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        model = fully_shard(copy.deepcopy(plain), mesh=init_device_mesh("cpu", (1,)))
+    found, _ = capture(model, "leaves", x)
+    assert list(found) == ["0", "1", "2"]
+    for name in expected:
+        assert torch.equal(found[name], expected[name])
+
+
+@pytest.mark.parametrize("name", ["_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
+def test_wrappers_of_parts_are_not_part_of_a_name(name):
+    class Wrapper(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.add_module(name, inner)
+
+        def forward(self, x):
+            return getattr(self, name)(x)
+
+    model = Wrapper(nn.Sequential(Wrapper(nn.Linear(4, 4)), nn.ReLU()))
+    assert capture(model, "**", torch.randn(5, 4))[1].layers == ("0", "1")
