@@ -8,6 +8,7 @@
 
 from importlib.metadata import version as _version
 
+from fastcka import data, models
 from fastcka.capture import Tap
 from fastcka.comparison import compare, compare_many
 from fastcka.functional import cka, hsic
@@ -25,5 +26,7 @@ __all__ = [
     "cka",
     "compare",
     "compare_many",
+    "data",
     "hsic",
+    "models",
 ]

@@ -48,19 +48,15 @@ def _add_compare(commands) -> None:
         "compare",
         help="CKA between all layers of models, in one pass over a folder of images",
         description="CKA between all layers of one, two or more models, in one pass over a folder "
-        "of images: result.safetensors, heatmap.png, heatmap.pdf and summary.json.",
+        "of images: result.safetensors, heatmap.png, heatmap.pdf and summary.json. Models come "
+        "first.",
+        epilog="example: fastcka compare vit_tiny_patch16_224 resnet18 --layers raghu --data DIR",
     )
     parser.set_defaults(run=compare_command.run)
     parser.add_argument("models", nargs="+", metavar="MODEL", help=MODEL)
     add = parser.add_argument_group("data").add_argument
     add("--data", metavar="DIR", help="folder of images; without it, images are generated")
-    add(
-        "--generate",
-        type=int,
-        default=512,
-        metavar="N",
-        help="how many, without --data (default: %(default)s)",
-    )
+    add("--generate", type=int, metavar="N", help="how many, without --data (default: 512)")
     add("--max-images", type=int, metavar="N", help="take so many, chosen at random")
     add(
         "--on-broken",
@@ -106,12 +102,7 @@ def _add_compare(commands) -> None:
     add("--img-size", type=int, metavar="N", help="pixels of a side, for all models")
     add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     add("--amp", action="store_true", help="run the models under autocast")
-    add(
-        "--amp-dtype",
-        choices=("float16", "bfloat16"),
-        default="float16",
-        help="of --amp (default: %(default)s)",
-    )
+    add("--amp-dtype", choices=("float16", "bfloat16"), help="of --amp (default: float16)")
     add = parser.add_argument_group("measure").add_argument
     add(
         "--n",

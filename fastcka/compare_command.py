@@ -1,6 +1,7 @@
 """From names of models and a folder of images to a result and its figure: `fastcka compare`."""
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -21,12 +22,13 @@ from fastcka.result import CKAResult, CKAResults
 from fastcka.summary import in_words, summary
 from fastcka.warning import CKAWarning
 
+RESULTS = Path("fastcka-results")
 RESULT, FIGURES, SUMMARY = "result.safetensors", ("heatmap.png", "heatmap.pdf"), "summary.json"
-AUTOCAST = {"float16": "fp16", "bfloat16": "bf16"}
 
 
 def run(options: argparse.Namespace) -> None:
     """`fastcka compare`, with its options as parsed."""
+    _check_used(options)
     labels = models.labels(options.models)
     layers = _layers(options, labels)
     folder = _output_folder(options, labels)
@@ -50,8 +52,7 @@ def _run(
     seconds = time.perf_counter() - started
     _write(options, folder, result)
     if not options.quiet:
-        for pair in result.values() if isinstance(result, CKAResults) else [result]:
-            print(in_words(pair))
+        print(in_words(result))
         print(f"{seconds:.1f} s; {', '.join((RESULT, *FIGURES, SUMMARY))} are in {folder}")
 
 
@@ -65,14 +66,27 @@ def _layers(options: argparse.Namespace, labels: list[str]) -> dict[str, list[st
     return layers
 
 
+def _check_used(options: argparse.Namespace) -> None:
+    """An option that would do nothing is a mistake."""
+    if options.amp_dtype and not options.amp:
+        raise ValueError("--amp-dtype does nothing without --amp")
+    if options.generate is not None and options.data is not None:
+        raise ValueError("--generate does nothing beside --data")
+
+
 def _output_folder(options: argparse.Namespace, labels: list[str]) -> Path:
     """Made before anything runs: a folder that cannot be written is known at once."""
     beyond = f"-and-{len(labels) - 3}-more" if len(labels) > 3 else ""
     name = "-".join(re.sub(r"[^\w.@()]+", "_", label)[:60] for label in labels[:3]) + beyond
-    folder = Path(options.output) if options.output else Path("fastcka-results", name)
+    folder = Path(options.output) if options.output else RESULTS / name
+    if not (options.output or options.overwrite):
+        more = (RESULTS / f"{name}-{number}" for number in itertools.count(2))
+        folder = next(
+            place for place in itertools.chain([folder], more) if not (place / RESULT).exists()
+        )
     if (folder / RESULT).exists() and not options.overwrite:
         raise ValueError(
-            f"{folder / RESULT} is there already: give another --output, or --overwrite it"
+            f"{folder / RESULT} is there already: give another --output, or add --overwrite"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -108,9 +122,11 @@ def _images(
 ) -> ImageBatches:
     root = options.data
     if root is None:
-        root = folder / f"images-{options.generate}-seed{options.seed}"
-        _tell(f"no --data: {options.generate} generated images, in {root}")
-        write_images(root, options.generate, seed=options.seed)
+        count = 512 if options.generate is None else options.generate
+        place = RESULTS if options.output is None else folder
+        root = place / f"images-{count}-seed{options.seed}"
+        _tell(f"no --data: {count} generated images, in {root}")
+        write_images(root, count, seed=options.seed)
     transforms, shared = {}, {}
     for label, network in networks.items():
         # Models with the same preprocessing share the view.
@@ -140,7 +156,7 @@ def _measure(
         "gram": options.gram,
         "bandwidth": options.bandwidth,
         "operand": options.operand,
-        "autocast": AUTOCAST[options.amp_dtype] if options.amp else None,
+        "autocast": (options.amp_dtype or "float16") if options.amp else None,
         "device": options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
         "backend": options.backend,
         "progress": not options.quiet,
@@ -161,7 +177,7 @@ def _measure(
     result = compare(
         modules[a], modules.get(b), data, layers_a=layers[a], input_a=views[a], **second, **common
     )
-    return _with_facts(result, [facts[label] for label in networks])
+    return _with_facts(result, list(facts.values()))
 
 
 def _view(label: str):

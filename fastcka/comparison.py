@@ -98,12 +98,21 @@ def compare(
     )
     participants = [a]
     if model_b is not None:
-        layers_b = layers_a if layers_b is None else layers_b
-        participants.append(
-            Participant(
-                "b", model_b, layers_b, pick=pick_b, prepare=input_b, forward=forward_b, **common
+        try:
+            b = Participant(
+                "b",
+                model_b,
+                layers_a if layers_b is None else layers_b,
+                pick=pick_b,
+                prepare=input_b,
+                forward=forward_b,
+                **common,
             )
-        )
+        except ValueError as error:
+            if layers_b is None:
+                error.add_note("`layers_b` was not given and is as `layers_a`")
+            raise
+        participants.append(b)
     return measure(
         participants,
         data,

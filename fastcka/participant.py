@@ -13,6 +13,8 @@ from fastcka.capture.modules import evaluating
 from fastcka.capture.tensors import copied_to, tensors
 
 AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
+# Under these names torch and timm have them.
+AUTOCAST |= {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class Inputs(NamedTuple):

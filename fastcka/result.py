@@ -60,6 +60,18 @@ class CKAResult:
         one = self.layers_a == self.layers_b and np.array_equal(self.hsic_aa, self.hsic_bb, True)
         return ("model a",) if one else ("model a", "model b")
 
+    @property
+    def measured(self) -> str:
+        """What was measured, in a line."""
+        batches = f"{self.n_batches} batch{'' if self.n_batches == 1 else 'es'}"
+        estimator = f"{self.meta.get('estimator', '')} CKA".strip()
+        weights = [model.get("weights", "") for model in self.meta.get("models", {}).values()]
+        untrained = any(known.startswith("untrained") for known in weights)
+        return (
+            f"{self.n_examples} examples in {batches}, {estimator}"
+            f"{', untrained networks' if untrained else ''}"
+        )
+
     def ci(self, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
         """Confidence interval for the CKA of the population: cka ± t · stderr.
 
@@ -162,15 +174,10 @@ class CKAResult:
             {self.models[-1]: self.layers_b},
             stderr=self.stderr if errors else None,
             title=title,
-            note=self._note(),
+            note=self.measured,
             path=path,
             ax=ax,
         )
-
-    def _note(self) -> str:
-        batches = f"{self.n_batches} batch{'' if self.n_batches == 1 else 'es'}"
-        estimator = f"{self.meta.get('estimator', '')} CKA".strip()
-        return f"{self.n_examples} examples in {batches}, {estimator}"
 
     def to_pandas(self):
         """A pandas DataFrame with columns layer_a, layer_b, cka, stderr, one row a pair of layers.
@@ -255,7 +262,7 @@ class CKAResults(Mapping):
             layers,
             stderr=self._joint("stderr", layers) if errors else None,
             title=title,
-            note="; ".join(dict.fromkeys(result._note() for result in self.values())),
+            note="; ".join(dict.fromkeys(result.measured for result in self.values())),
             path=path,
             ax=ax,
         )

@@ -8,6 +8,8 @@ from fastcka.result import CKAResult, CKAResults
 LEFT_OUT = ("models", "conditioning_a", "conditioning_b")
 # Beyond so many layers, only every second, third, … is printed.
 PRINTED = 24
+# Batches from which standard errors make intervals that hold.
+ENOUGH = 10
 
 
 def best_matches(result: CKAResult) -> list[dict]:
@@ -43,14 +45,16 @@ def best_matches(result: CKAResult) -> list[dict]:
 
 
 def summary(result: CKAResult | CKAResults) -> dict:
-    """What a result says, without the matrices; JSON can hold it."""
+    """What a result says, with six digits of CKA; JSON can hold it."""
     pairs = result if isinstance(result, CKAResults) else {None: result}
     each = [
         {
             "models": list(one.models),
-            "layers": [len(one.layers_a), len(one.layers_b)],
             "mean_cka": _number(np.nanmean(one.cka) if np.isfinite(one.cka).any() else np.nan),
             "best_matches": best_matches(one),
+            "layers_a": list(one.layers_a),
+            "layers_b": list(one.layers_b),
+            "cka": [[_number(value) for value in row] for row in one.cka.round(6)],
         }
         for one in pairs.values()
     ]
@@ -68,15 +72,19 @@ def summary(result: CKAResult | CKAResults) -> dict:
     }
 
 
-def in_words(result: CKAResult) -> str:
+def in_words(result: CKAResult | CKAResults) -> str:
     """A few lines: what was compared, and the best match of every layer."""
+    if isinstance(result, CKAResults):
+        across = [one for one in result.values() if len(one.models) > 1]
+        return "\n\n".join(map(in_words, across))
     rows = best_matches(result)
     step = -(-len(rows) // PRINTED)
     wide = max(len(row["layer"]) for row in rows)
+    within = len(result.models) == 1
     lines = [
-        " and ".join(result.models) if result.models[1:] else f"{result.models[0]} with itself",
-        f"{len(result.layers_a)} x {len(result.layers_b)} layers, {result.n_examples} images in "
-        f"{result.n_batches} batches; most alike, with standard errors:",
+        f"{result.models[0]} with itself" if within else " and ".join(result.models),
+        f"{len(result.layers_a)} x {len(result.layers_b)} layers, {result.measured}",
+        f"most alike{' of the others' if within else ''}, CKA{_errors(result)}:",
     ]
     for row in rows[::step]:
         if row["match"] is None:
@@ -84,7 +92,16 @@ def in_words(result: CKAResult) -> str:
             continue
         error = "" if row["stderr"] is None else f" ± {row['stderr']:.3f}"
         lines.append(f"  {row['layer']:<{wide}}  {row['cka']:.3f}{error}  {row['match']}")
+    if step > 1:
+        lines.append(f"  one layer in {step}; all are in the files")
     return "\n".join(lines)
+
+
+def _errors(result: CKAResult) -> str:
+    blocks = result.meta["n_blocks"]
+    if blocks < 2:
+        return " (one batch has no standard errors)"
+    return " ± standard error" + (f", rough from {blocks} batches" if blocks < ENOUGH else "")
 
 
 def _number(value: float) -> float | None:

@@ -221,6 +221,12 @@ def test_a_dict_reaches_the_model_as_keywords():
     assert result.cka[0, 1] == pytest.approx(expected, abs=CKA)
 
 
+def test_layers_that_were_taken_over_from_the_first_model_say_so():
+    with pytest.raises(ValueError, match="model 'b' has no layer '6'") as caught:
+        fastcka.compare(net(), nn.Sequential(nn.Flatten()), [images(8)], layers_a=["6"])
+    assert caught.value.__notes__ == ["`layers_b` was not given and is as `layers_a`"]
+
+
 def test_a_float_target_is_no_view():
     x, target = images(20), torch.randn(20, 3, 8, 8)
     found = fastcka.compare(net(), net(seed=1), [(x, target)], layers_a="leaves")

@@ -117,10 +117,18 @@ def test_a_checkpoint_is_what_is_measured(images, tmp_path):
 def test_without_data_images_are_generated_and_it_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["compare", CNN, "--generate", "8", *SMALL]) == 0
-    folder = tmp_path / "fastcka-results" / CNN
+    folder = tmp_path / "fastcka-results"
     assert len(list(folder.glob("images-8-seed0/*/*.png"))) == 8
-    assert (folder / "heatmap.png").exists()
+    assert (folder / CNN / "heatmap.png").exists()
     assert "no --data: 8 generated images, in fastcka-results" in capsys.readouterr().err
+
+
+def test_a_second_run_has_a_folder_of_its_own(images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(3):
+        assert main(["compare", CNN, "--data", str(images), *SMALL]) == 0
+    folders = sorted(path.name for path in (tmp_path / "fastcka-results").iterdir())
+    assert folders == [CNN, f"{CNN}-2", f"{CNN}-3"]
 
 
 def test_an_earlier_result_is_not_replaced_unasked(images, tmp_path, capsys):
@@ -174,6 +182,9 @@ REFUSALS = [
     ([CNN, "--data", "/no/such/folder"], "the image folder '/no/such/folder' does not exist"),
     ([CNN, "--layers", "layer9"], "model 'a' has no layer 'layer9'; did you mean 'layer4'"),
     ([CNN, "--layers-b", "fc"], "--layers-b needs a second model"),
+    ([CNN, "--amp-dtype", "float16"], "--amp-dtype does nothing without --amp"),
+    ([CNN, "--generate", "8"], "--generate does nothing beside --data"),
+    ([CNN, "--layers", "leafs"], "did you mean 'leaves'"),
     ([CNN, "--n", "3"], "`n` must be a whole number from 4 on, but is 3"),
     ([CNN, "--n", "5"], "`n` is 5, but the batches of `data` hold 16 images"),
     ([CNN, "--batch-size", "0"], "`batch_size` must be a whole number from 1 on"),

@@ -68,13 +68,31 @@ def test_words_name_models_images_and_errors():
     text = in_words(result([[0.1, 0.7]]))
     assert text.splitlines() == [
         "vit and cnn",
-        "1 x 2 layers, 64 images in 2 batches; most alike, with standard errors:",
+        "1 x 2 layers, 64 examples in 2 batches, CKA",
+        "most alike, CKA ± standard error, rough from 2 batches:",
         "  a0  0.700 ± 0.010  b1",
     ]
-    text = in_words(result([[np.nan, np.nan], [0.5, 0.1]], stderr=np.full((2, 2), np.nan)))
-    assert text.splitlines()[2:] == ["  a0  no value", "  a1  0.500  b0"]
-    assert in_words(result([[1.0]], ("vit",))).startswith("vit with itself")
+    single = result([[np.nan, np.nan], [0.5, 0.1]], stderr=np.full((2, 2), np.nan))
+    single.meta["n_blocks"] = 1
+    assert in_words(single).splitlines()[2:] == [
+        "most alike, CKA (one batch has no standard errors):",
+        "  a0  no value",
+        "  a1  0.500  b0",
+    ]
+    itself = in_words(result([[1.0, 0.2], [0.2, 1.0]], ("vit",)))
+    assert itself.startswith("vit with itself")
+    assert "most alike of the others" in itself
+    both = {("v", "v"): result([[1.0]], ("v",)), ("v", "c"): result([[0.5]], ("v", "c"))}
+    assert in_words(CKAResults(both)) == in_words(both["v", "c"])
 
 
 def test_many_layers_are_thinned():
-    assert len(in_words(result(np.full((100, 2), 0.5))).splitlines()) == 2 + 20
+    lines = in_words(result(np.full((100, 2), 0.5))).splitlines()
+    assert len(lines) == 3 + 20 + 1
+    assert lines[-1] == "  one layer in 5; all are in the files"
+
+
+def test_the_matrix_is_there_with_its_names():
+    pair = summary(result([[0.12345678, np.nan]]))["pairs"][0]
+    assert pair["cka"] == [[0.123457, None]]
+    assert (pair["layers_a"], pair["layers_b"]) == (["a0"], ["b0", "b1"])

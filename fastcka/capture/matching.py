@@ -98,7 +98,7 @@ def _once(modules: dict[str, nn.Module]) -> list[str]:
 
 def _unknown(pattern: str, modules: dict[str, nn.Module], model: str) -> str:
     names = [name for name in modules if name]
-    near = get_close_matches(pattern, names, n=4, cutoff=0.6)
+    near = get_close_matches(pattern, [*PRESETS, *names], n=4, cutoff=0.6)
     hint = f"did you mean {few(near)}?" if near else f"it has {few(names)}"
     return f"model {model!r} has no layer {pattern!r}; {hint}"
 

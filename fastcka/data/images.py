@@ -108,7 +108,7 @@ class ImageBatches:
             if broken and self._on_broken == "stop":
                 raise ValueError(
                     f"cannot read the image {broken[0].name!r} in {self.root!r}: "
-                    f"{broken[0].reason}; repair or remove it, or pass on_broken='skip'"
+                    f"{broken[0].reason}; repair or remove it, or skip such images (on_broken)"
                 )
             self._broken.update(file.name for file in broken)
             if batch:

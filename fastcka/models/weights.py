@@ -85,6 +85,8 @@ def _classes(weights: Path, config: dict) -> int:
     # Unpicklers and parsers raise anything.
     except Exception as error:
         reason = one_line(error).partition(" No automatic")[0]
+        if "weights_only" in reason:
+            reason = "it holds more than weights, which is not loaded: save model.state_dict()"
         raise ValueError(
             f"{str(weights)!r} is no checkpoint that timm can read: {reason}"
         ) from None

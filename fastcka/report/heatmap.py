@@ -240,8 +240,7 @@ def _write_values(ax, image, stderr: np.ndarray | None) -> None:
     for place in zip(*np.nonzero(np.isfinite(values)), strict=True):
         texts[place] = f"{round(values[place], 2) + 0.0:.2f}"  # + 0: no minus before 0.00
         if stderr is not None and np.isfinite(stderr[place]):
-            error = stderr[place] if stderr[place] > ROUNDING else 0
-            texts[place] += f"\n±{error:.1g}"
+            texts[place] += f"\n±{stderr[place]:.3f}"
     longest = max((len(line) for text in texts.values() for line in text.split("\n")), default=1)
     width, height = _size(ax)
     # 0.66: the width of a digit in heights, and a little.
