@@ -15,7 +15,8 @@ from fastcka.streaming import WEIGHTINGS
 MODEL = "timm name, hf-hub:OWNER/NAME, local-dir:FOLDER, or NAME@FILE with weights from a file"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
     parser = argparse.ArgumentParser(
         prog="fastcka",
         description="How alike do networks represent the same images, layer by layer?",
@@ -26,7 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser(
         "info", help="versions, instruction sets, and which backend runs where and why"
     ).set_defaults(run=lambda _: print(describe()))
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
     try:
         options.run(options)
         sys.stdout.flush()

@@ -89,6 +89,8 @@ class Participant:
         if self._pick is not None:
             batch = self._pick(batch)
         args, kwargs = self._arguments(batch)
+        if any(x.is_meta for x in tensors((args, kwargs))):
+            raise RuntimeError(f"the batch for model {self.label!r} is on meta, without values")
         args, kwargs = copied_to(args, self.device), copied_to(kwargs, self.device)
         first = next((x for x in tensors((args, kwargs)) if x.ndim), None)
         if first is None:

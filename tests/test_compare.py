@@ -10,9 +10,11 @@ import pytest
 import timm
 import torch
 from data import as_float64, defined_cka
+from PIL import Image
 from tolerance import CKA, FLOAT64, OPERAND, REORDERED, assert_close
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchvision.transforms.functional import to_tensor
 
 import fastcka
 from fastcka import CKAWarning, Tap
@@ -267,8 +269,6 @@ def test_two_loaders_of_sorted_images_warn_too():
 
 
 def test_two_folders_are_shuffled_alike_in_every_pass(tmp_path):
-    from torchvision.transforms.functional import to_tensor
-
     folder = fastcka.data.write_images(tmp_path, 24, size=16)
     make = lambda: fastcka.data.ImageBatches(folder, {"x": to_tensor}, batch_size=8)  # noqa: E731
     seen = [], []
@@ -438,6 +438,35 @@ def test_sorted_data_warn_and_a_shuffled_loader_does_not():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert fastcka.compare(net(), data=shuffled, layers_a=["0"]).warnings == ()
+
+
+def test_a_folder_sorted_by_class_gives_the_number_of_shuffled_images(tmp_path):
+    # Grey images: four levels, one a class, and noise that the two networks see differently.
+    rng = np.random.default_rng(0)
+    for index in range(96):
+        folder = tmp_path / f"class{index // 24}"
+        folder.mkdir(exist_ok=True)
+        pixels = 50 * (index // 24) + 40 + rng.integers(-30, 31, (8, 8, 1)).repeat(3, 2)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index:03d}.png")
+    torch.manual_seed(0)
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    mixed = nn.Sequential(nn.Flatten(), nn.Linear(192, 20))
+    layers = {"layers_a": ["1"], "layers_b": ["1"]}
+    views = {"input_a": itemgetter("x"), "input_b": itemgetter("x")}
+
+    def cka(batches):
+        batches = ({"x": batch["views"]["x"]} for batch in batches)
+        return fastcka.compare(pooled, mixed, batches, **layers, **views).cka.item()
+
+    data = fastcka.data.ImageBatches(tmp_path, {"x": to_tensor}, batch_size=24)
+    ours = cka(data)
+    [whole] = fastcka.data.ImageBatches(tmp_path, {"x": to_tensor}, batch_size=96)
+    order = whole["index"].argsort()
+    by_class = whole["views"]["x"][order].split(24)
+    shuffled = cka([{"views": {"x": whole["views"]["x"]}}])
+    in_order = cka([{"views": {"x": x}} for x in by_class])
+    assert abs(ours - shuffled) < 0.05
+    assert abs(in_order - shuffled) > 0.3
 
 
 def test_layers_without_a_value_are_named_once():

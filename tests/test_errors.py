@@ -208,6 +208,7 @@ REFUSALS = [
     (lambda: compare(net, net, [(pictures, pictures[:5])], input_b=lambda b: b[1]), ValueError, "different numbers of examples: {'a': 8, 'b': 5}"),
     (lambda: compare(net, data=[pictures], layers_a="layer1"), ValueError, "model 'a' has no layer 'layer1'; it has '0', '1', '2'"),
     (lambda: compare(on_meta(), data=[pictures]), RuntimeError, "model 'a' has no values: it is on the meta device"),
+    (lambda: compare(net, data=[pictures.to("meta")]), RuntimeError, "the batch for model 'a' is on meta, without values"),
     (lambda: compare_many([net], [pictures]), TypeError, "`models` must be a mapping from name to model"),
     (lambda: compare_many({"a": net}, [pictures], inputs=abs), TypeError, "`inputs` must map models to functions"),
     (lambda: compare_many({"a": 3}, [pictures]), TypeError, r"`models\['a'\]` must be a torch.nn.Module, but is int"),

@@ -4,6 +4,7 @@ import ast
 import importlib
 import pkgutil
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import fastcka
+from fastcka.cli import parser
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fastcka"
@@ -168,6 +170,14 @@ def test_python_of_the_readme_runs_and_prints_what_it_says(capsys, tmp_path, mon
         exec(compile(code, "README.md", "exec"), {})
         printed = capsys.readouterr().out.splitlines()
         assert printed == expected
+
+
+def test_commands_of_the_readme_are_commands():
+    lines = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    commands = [line.split("fastcka ", 1)[1] for line in lines if re.search(r"\bfastcka ", line)]
+    assert len(commands) >= 5
+    for command in commands:
+        parser().parse_args(shlex.split(command))
 
 
 # What commands of the README and of builds leave in the tree.
