@@ -24,6 +24,7 @@ from fastcka.warning import CKAWarning
 
 RESULTS = Path("fastcka-results")
 RESULT, FIGURES, SUMMARY = "result.safetensors", ("heatmap.png", "heatmap.pdf"), "summary.json"
+PARTIAL = "partial.safetensors"  # what there is of a result after an error
 
 
 def run(options: argparse.Namespace) -> None:
@@ -48,7 +49,13 @@ def _run(
     with warnings.catch_warnings():
         warnings.simplefilter("always", CKAWarning)
         warnings.showwarning = _show_warning
-        result = _measure(options, networks, layers, data)
+        try:
+            result = _measure(options, networks, layers, data)
+        except BaseException as error:
+            if hasattr(error, "partial"):
+                path = _named(error.partial, networks).save(folder / PARTIAL)
+                _tell(f"what was measured until then is in {path}")
+            raise
     seconds = time.perf_counter() - started
     _write(options, folder, result)
     if not options.quiet:
@@ -163,29 +170,38 @@ def _measure(
     }
     views = {label: _view(label) for label in networks}
     modules = {label: network.module for label, network in networks.items()}
-    facts = {label: network.provenance | {"name": label} for label, network in networks.items()}
     if len(networks) > 2:
-        results = compare_many(modules, data, layers=layers, inputs=views, **common)
-        return CKAResults(
-            {
-                pair: _with_facts(result, [facts[label] for label in pair])
-                for pair, result in results.items()
-            }
+        result = compare_many(modules, data, layers=layers, inputs=views, **common)
+    else:
+        a, b = [*networks, None][:2]
+        second = {} if b is None else {"layers_b": layers[b], "input_b": views[b]}
+        result = compare(
+            modules[a],
+            modules.get(b),
+            data,
+            layers_a=layers[a],
+            input_a=views[a],
+            **second,
+            **common,
         )
-    a, b = [*networks, None][:2]
-    second = {} if b is None else {"layers_b": layers[b], "input_b": views[b]}
-    result = compare(
-        modules[a], modules.get(b), data, layers_a=layers[a], input_a=views[a], **second, **common
-    )
-    return _with_facts(result, list(facts.values()))
+    return _named(result, networks)
 
 
 def _view(label: str):
     return lambda batch: batch["views"][label]
 
 
-def _with_facts(result: CKAResult, facts: list[dict]) -> CKAResult:
+def _named(result: CKAResult | CKAResults, networks: dict[str, Network]) -> CKAResult | CKAResults:
     """What is known of the weights goes with what was seen of the models."""
+    facts = {label: network.provenance | {"name": label} for label, network in networks.items()}
+    if isinstance(result, CKAResults):
+        return CKAResults(
+            {pair: _known(one, [facts[label] for label in pair]) for pair, one in result.items()}
+        )
+    return _known(result, list(facts.values()))
+
+
+def _known(result: CKAResult, facts: list[dict]) -> CKAResult:
     models = {
         side: seen | known
         for (side, seen), known in zip(result.meta["models"].items(), facts, strict=False)

@@ -72,6 +72,9 @@ def compare(
         TypeError, ValueError: an argument is none of the above, a layer is unknown, or the data
             gives no batch of 4 images; the message says what to do.
 
+    Whatever ends a comparison midway, an error of the data, of a model, or an interrupt, bears what
+    was measured until then as its attribute `partial`.
+
     Cost: a forward pass of each model, n²·p flop a layer of p features, and memory for one Gram
     matrix of n² numbers a layer.
 

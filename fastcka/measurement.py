@@ -37,46 +37,76 @@ def measure(
         check_whole_number("n", n, SMALLEST_BATCH)
     check_whole_number("passes", passes, 1)
     sums = _Sums(participants, many, options)
-    started = provenance(participants[0].device)
-    loaders = (data.a, data.b) if isinstance(data, Paired) else (data,)
-    before = list(dict.fromkeys(told for loader in loaders for told in unshuffled(loader)))
-    _warn(before)
-    mixing = ClassMixing()
-    with ExitStack() as stack:
-        for participant in participants:
-            stack.enter_context(participant.ready())
-        for turn, number, batch in _batches(data, loaders, passes, progress):
-            inputs = {p.label: p.inputs(batch) for p in participants}
-            size = _common_size(inputs)
-            if turn == number == 0:
-                _check_divides(n, loaders[0], size)
-            sums.add(inputs, _parts(size, n), turn, number)
-            known = labels(batch if len(loaders) == 1 else batch[0])
-            if known is not None and len(known) == size:
-                for part in _parts(size, n):
-                    mixing.see(known[part])
-    result = sums.result()
-    pairs = result if many else {tuple(p.label for p in participants): result}
-    after = [notice for p in participants for notice in p.capture.notices] + mixing.warnings()
-    for loader in loaders:
-        after += loader.notices() if isinstance(loader, ImageBatches) else []
-    _warn(dict.fromkeys([*after, *(told for each in pairs.values() for told in each.warnings)]))
-    facts = started | {
-        "n": n,
-        "passes": passes,
-        "autocast": autocast_name(participants[0].autocast),
-        **dict(zip(("data", "data_b"), map(_describe, loaders), strict=False)),
-    }
-    models = {p.label: p.describe() for p in participants}
-    explained = {
-        (a, *rest): replace(
-            each,
-            warnings=(*before, *after, *each.warnings),
-            meta=facts | {"models": _sides(models[a], *(models[b] for b in rest))} | each.meta,
-        )
-        for (a, *rest), each in pairs.items()
-    }
-    return CKAResults(explained) if many else next(iter(explained.values()))
+    account = _Account(participants, data, n, passes)
+    _warn(account.before)
+    try:
+        with ExitStack() as stack:
+            for participant in participants:
+                stack.enter_context(participant.ready())
+            for turn, number, batch in _batches(data, account.loaders, passes, progress):
+                inputs = {p.label: p.inputs(batch) for p in participants}
+                size = _common_size(inputs)
+                if turn == number == 0:
+                    _check_divides(n, account.loaders[0], size)
+                sums.add(inputs, _parts(size, n), turn, number)
+                account.see(batch, _parts(size, n))
+    except BaseException as error:
+        if sums.accumulator is not None:  # hours may be behind us
+            error.partial = _returned(account.explain(sums.results()), many)
+        raise
+    results = account.explain(sums.results())
+    told = dict.fromkeys(told for each in results.values() for told in each.warnings)
+    _warn([message for message in told if message not in account.before])
+    return _returned(results, many)
+
+
+def _returned(results: dict[tuple[str, ...], CKAResult], many: bool) -> CKAResult | CKAResults:
+    return CKAResults(results) if many else next(iter(results.values()))
+
+
+class _Account:
+    """All that should be known of a comparison beside its numbers."""
+
+    def __init__(self, participants: list[Participant], data: Iterable, n: int | None, passes: int):
+        self.participants = participants
+        self.loaders = (data.a, data.b) if isinstance(data, Paired) else (data,)
+        unlike = (told for loader in self.loaders for told in unshuffled(loader))
+        self.before = tuple(dict.fromkeys(unlike))
+        self._mixing = ClassMixing()
+        self._facts = provenance(participants[0].device) | {
+            "n": n,
+            "passes": passes,
+            "autocast": autocast_name(participants[0].autocast),
+        }
+
+    def see(self, batch, parts: list[slice]) -> None:
+        """Watch the classes of a batch."""
+        known = labels(batch if len(self.loaders) == 1 else batch[0])
+        if known is not None and len(known) == parts[-1].stop:
+            for part in parts:
+                self._mixing.see(known[part])
+
+    def explain(
+        self, results: dict[tuple[str, ...], CKAResult]
+    ) -> dict[tuple[str, ...], CKAResult]:
+        """The results with warnings, and with where they come from."""
+        after = [notice for p in self.participants for notice in p.capture.notices]
+        after += self._mixing.warnings()
+        for loader in self.loaders:
+            after += loader.notices() if isinstance(loader, ImageBatches) else []
+        data = dict(zip(("data", "data_b"), map(_describe, self.loaders), strict=False))
+        models = {p.label: p.describe() for p in self.participants}
+        return {
+            pair: replace(
+                result,
+                warnings=(*self.before, *after, *result.warnings),
+                meta=self._facts
+                | data
+                | {"models": _sides(*(models[label] for label in pair))}
+                | result.meta,
+            )
+            for pair, result in results.items()
+        }
 
 
 class _Sums:
@@ -154,7 +184,8 @@ class _Sums:
             return MinibatchCKA(layers, **self.options)
         return MinibatchCKA(layers["a"], layers.get("b"), **self.options)
 
-    def result(self) -> CKAResult | CKAResults:
+    def results(self) -> dict[tuple[str, ...], CKAResult]:
+        """The results of all pairs, by the labels of the models."""
         accumulator = self.accumulator
         if accumulator is None:
             accumulator = MinibatchCKA(["any"], **self.options)  # says that there is nothing
@@ -162,7 +193,8 @@ class _Sums:
             accumulator.skip(size)
         with warnings.catch_warnings():  # they are told once, with what the hooks have seen
             warnings.simplefilter("ignore", CKAWarning)
-            return accumulator.compute()
+            computed = accumulator.compute()
+        return dict(computed) if self.many else {tuple(accumulator.layers): computed}
 
 
 def _batches(

@@ -405,6 +405,24 @@ def test_an_exception_leaves_the_model_clean():
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.parametrize("error", [OSError("the disk is gone"), KeyboardInterrupt()])
+def test_what_was_measured_before_an_error_is_not_lost(error):
+    model, x = net(), images(40)
+
+    def batches():
+        yield from x.split(20)
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        fastcka.compare(model, data=batches(), layers_a="leaves")
+    whole = fastcka.compare(model, data=x.split(20), layers_a="leaves")
+    assert np.array_equal(caught.value.partial.cka, whole.cka)
+    assert caught.value.partial.n_batches == 2
+    with pytest.raises(ZeroDivisionError) as caught:
+        fastcka.compare_many({"m": model}, (1 / 0 for _ in range(2)))
+    assert not hasattr(caught.value, "partial")
+
+
 def test_autocast_runs_the_model_in_16_bits_and_measures_what_it_gives():
     model, x = net(), images(20)
     types = set()

@@ -140,18 +140,25 @@ def test_an_earlier_result_is_not_replaced_unasked(images, tmp_path, capsys):
     assert (tmp_path / "result.safetensors").read_bytes() != before
 
 
+SEED_WITH_IT_LATE = "1"  # of the orders of 41 images, one in which the broken one is not first
+
+
 @pytest.mark.parametrize("policy", ["stop", "skip"])
 def test_a_broken_image_is_named(images, tmp_path, policy, capsys):
     folder = tmp_path / "images"
     shutil.copytree(images, folder)
     (folder / "disc" / "broken.png").write_bytes(b"no image")
     arguments = ["compare", CNN, "--data", str(folder), "--output", str(tmp_path), *SMALL]
-    code = main([*arguments, "--on-broken", policy])
+    code = main([*arguments, "--on-broken", policy, "--seed", SEED_WITH_IT_LATE])
     text = capsys.readouterr().err
     assert "disc/broken.png" in text
     if policy == "stop":
         assert code == 1
         assert text.splitlines()[-1].startswith("fastcka: cannot read the image 'disc/broken.png'")
+        partial = fastcka.CKAResult.load(tmp_path / "partial.safetensors")
+        assert partial.models == (CNN,)
+        assert 0 < partial.n_examples < 41
+        assert f"what was measured until then is in {tmp_path}" in text
     else:
         assert code == 0
         result = fastcka.CKAResult.load(tmp_path / "result.safetensors")
