@@ -48,7 +48,7 @@ def _run(
     started = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("always", CKAWarning)
-        warnings.showwarning = _show_warning
+        warnings.showwarning = _in_a_line(warnings.showwarning)
         try:
             result = _measure(options, networks, layers, data)
         except BaseException as error:
@@ -222,8 +222,16 @@ def _write(options: argparse.Namespace, folder: Path, result: CKAResult | CKARes
         result.plot(folder / name, errors=errors, title=options.title)
 
 
-def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
-    _tell(str(message))
+def _in_a_line(show):
+    """Our own warnings without the place in the code, which says nothing here."""
+
+    def shown(message, category, *place):
+        if issubclass(category, CKAWarning):
+            _tell(str(message))
+        else:
+            show(message, category, *place)
+
+    return shown
 
 
 def _tell(text: str) -> None:
