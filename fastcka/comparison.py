@@ -51,9 +51,9 @@ def compare(
             a loader that does not shuffle, or batches of one class, give a warning.
         data_b: batches for the second model, of the same images in the same order.
         layers_a, layers_b: names, globs (`*` within dots, `**` across), module types, `Tap`s, a
-            list of these, or a preset: "blocks"; "leaves", every module without parts; "raghu", the
-            layers of Raghu et al. 2021. None for the second is what the first has. A list of names
-            keeps its order, all else comes in the order of execution.
+            list of these, or a preset: "blocks"; "leaves", every module without parts, but for
+            identities and dropout; "raghu", the layers of Raghu et al. 2021. None for the second is
+            what the first has. A list of names keeps its order, all else comes as executed.
         input_a, input_b: from a batch to what the model is called with: a tensor, a tuple of
             arguments, or a dict of keywords.
         forward_a, forward_b: called as forward(model, batch) instead of the model, with the whole

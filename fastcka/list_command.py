@@ -39,7 +39,7 @@ def layers(model: str, layers="**", img_size: int | None = None) -> str:
     chosen = {preset: _names(preset, modules, model) for preset in PRESETS}
     rows = [("layer", "type", "activation", "parameters", "preset")]
     for name in capture.layers:
-        module = modules[name.partition("#")[0]]
+        module = modules[name if name in modules else name.rpartition("#")[0]]
         rows.append(
             (
                 name,

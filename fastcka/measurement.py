@@ -7,10 +7,11 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 import torch
+from torch.utils.data import DataLoader
 
 from fastcka.data.images import ImageBatches
 from fastcka.data.labels import labels
-from fastcka.data.loaders import length
+from fastcka.data.loaders import length, sampler
 from fastcka.data.pairing import Paired
 from fastcka.data.shuffling import ClassMixing, unshuffled
 from fastcka.gram_stack import GramStack
@@ -78,6 +79,10 @@ class _Account:
             "passes": passes,
             "autocast": autocast_name(participants[0].autocast),
         }
+        self._data()  # now: after hours, or an error, the files may be gone
+
+    def _data(self) -> dict:
+        return dict(zip(("data", "data_b"), map(_describe, self.loaders), strict=False))
 
     def see(self, batch, parts: list[slice]) -> None:
         """Watch the classes of a batch."""
@@ -94,14 +99,13 @@ class _Account:
         after += self._mixing.warnings()
         for loader in self.loaders:
             after += loader.notices() if isinstance(loader, ImageBatches) else []
-        data = dict(zip(("data", "data_b"), map(_describe, self.loaders), strict=False))
         models = {p.label: p.describe() for p in self.participants}
         return {
             pair: replace(
                 result,
                 warnings=(*self.before, *after, *result.warnings),
                 meta=self._facts
-                | data
+                | self._data()
                 | {"models": _sides(*(models[label] for label in pair))}
                 | result.meta,
             )
@@ -255,11 +259,12 @@ def _describe(data: Iterable) -> dict:
     """What a result says of the data."""
     if isinstance(data, ImageBatches):
         return data.provenance()
-    facts = {"type": type(data).__name__}
-    for name in ("dataset", "sampler"):
-        if hasattr(data, name):
-            facts[name] = type(getattr(data, name)).__name__
-    return facts | {"batch_size": getattr(data, "batch_size", None)}
+    facts = {"type": type(data).__name__, "batch_size": getattr(data, "batch_size", None)}
+    if isinstance(data, DataLoader):
+        seed = None if data.generator is None else data.generator.initial_seed()
+        order = type(sampler(data)).__name__ if sampler(data) else "unknown"
+        facts |= {"dataset": type(data.dataset).__name__, "order": order, "seed": seed}
+    return facts
 
 
 def _warn(messages: Iterable[str]) -> None:

@@ -5,6 +5,7 @@ import os
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -125,17 +126,21 @@ class ImageBatches:
             f"{few}{more}"
         ]
 
+    @cached_property
+    def _digest(self) -> str:
+        names = hashlib.sha256()
+        for _, name, _ in self._dataset.files:
+            size = os.path.getsize(os.path.join(self.root, name))
+            names.update(os.fsencode(name) + f"\0{size}\n".encode())
+        return names.hexdigest()
+
     def provenance(self) -> dict:
         """What identifies the images and their order; can be written as JSON.
 
         Returns:
             Among others `sha256`, over the names and sizes of the files used, and `broken` as
-            of now. Costs one look at the size of each file.
+            of now. The first call looks at the size of each file.
         """
-        names = hashlib.sha256()
-        for _, name, _ in self._dataset.files:
-            size = os.path.getsize(os.path.join(self.root, name))
-            names.update(os.fsencode(name) + f"\0{size}\n".encode())
         return {
             "root": os.path.abspath(self.root),
             "files_found": self._found,
@@ -144,7 +149,7 @@ class ImageBatches:
             "seed": self.seed,
             "order": "torch.randperm of (seed, pass)",
             "batch_size": self.batch_size,
-            "sha256": names.hexdigest(),
+            "sha256": self._digest,
             "on_broken": self._on_broken,
             "broken": self.broken,
         }
