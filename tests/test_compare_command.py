@@ -41,6 +41,7 @@ def test_two_models_and_a_folder_become_a_result_and_its_figure(images, tmp_path
     assert result.n_examples == short["n_examples"] == 40
     assert result.models == (VIT, CNN)
     assert result.meta["models"]["a"]["weights"] == "untrained, seed 0"
+    assert result.measured == "40 examples in 3 batches, unbiased CKA, untrained networks"
     assert result.meta["data"]["files_used"] == 40
     out, err = capsys.readouterr()
     assert out.startswith(f"{VIT} and {CNN}\n")
@@ -157,6 +158,7 @@ def test_a_broken_image_is_named(images, tmp_path, policy, capsys):
         assert text.splitlines()[-1].startswith("fastcka: cannot read the image 'disc/broken.png'")
         partial = fastcka.CKAResult.load(tmp_path / "partial.safetensors")
         assert partial.models == (CNN,)
+        assert partial.meta["models"]["a"]["weights"] == "untrained, seed 1"
         assert 0 < partial.n_examples < 41
         assert f"what was measured until then is in {tmp_path}" in text
     else:

@@ -15,7 +15,7 @@ from networks import activations, defined, images, net
 from PIL import Image
 from tolerance import CKA, assert_close
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 from torchvision.transforms.functional import to_tensor
 
 import fastcka
@@ -133,6 +133,15 @@ def test_a_dataclass_is_a_batch():
 def test_a_loader_of_ready_batches_may_be_split():
     ready = DataLoader(images(64).split(32), batch_size=1, shuffle=True, collate_fn=itemgetter(0))
     assert fastcka.compare(net(), data=ready, layers_a=["0"], n=16).n_batches == 4
+
+
+@pytest.mark.parametrize(("order", "name"), [(RandomSampler, "RandomSampler"), (None, "unknown")])
+def test_the_order_of_a_batch_sampler_is_what_it_says(order, name):
+    x = TensorDataset(images(24))
+    batches = [[*range(12)], [*range(12, 24)]]
+    chosen = BatchSampler(order(x), 12, drop_last=False) if order else batches
+    result = fastcka.compare(net(), data=DataLoader(x, batch_sampler=chosen), layers_a=["0"])
+    assert result.meta["data"]["order"] == name
 
 
 def test_a_model_that_cannot_be_moved_stays_where_it_is():

@@ -20,7 +20,7 @@ x = torch.randn(n, 3, 160, 160)
 with torch.no_grad():
     a(x), b(x)
 before = peak()
-result = fastcka.compare(a, b, [x], layers_a="leaves")
+result = fastcka.compare(a, b, [x, x + 1], layers_a="leaves")
 above = peak() - before
 sizes = []
 with torch.no_grad():
