@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -29,6 +30,7 @@ UNKNOWN = Layout(prefix=None)
         ("gap", SEQUENCE[:, 1:].mean(1)),
         (3, SEQUENCE[:, 3]),
         (-1, SEQUENCE[:, 9]),
+        (np.int64(3), SEQUENCE[:, 3]),
         ((1, 2), SEQUENCE[:, 1 + 1 * 3 + 2]),
     ],
 )

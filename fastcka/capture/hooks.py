@@ -43,8 +43,8 @@ class Capture:
         self.model, self.label = unwrap(model), label
         self._modules = named(self.model)
         self._wanted = find(layers, self._modules, label)
-        names = {wanted.name for wanted in self._wanted}
-        self._layouts = {name: layout_of(name, self._modules) for name in names}
+        chosen = {wanted.name for wanted in self._wanted if wanted.tap.chooses}
+        self._layouts = {name: layout_of(name, self._modules) for name in chosen}
         self.layers: tuple[str, ...] | None = None  # known after the first forward pass
         self.notices: tuple[str, ...] = ()
         self._rejected: dict[str, tuple[str, str]] = {}  # by layer: in short, and in full
@@ -221,7 +221,9 @@ class _Run:
             raise Unusable(f"its activation is no dense floating tensor, but {kind}")
         # What is computed in here is no part of the network that autocast was meant for.
         with torch.autocast(x.device.type, enabled=False):
-            x = take(x.detach(), wanted.tap, self.capture._layouts[wanted.name])
+            x = x.detach()
+            if wanted.tap.chooses:
+                x = take(x, wanted.tap, self.capture._layouts[wanted.name])
             self._check(x, wanted)
             self.order[name] = wanted.name
             self.found[wanted] += 1

@@ -1,6 +1,7 @@
 """What a tap takes of an activation: tokens, positions, channels, a head."""
 
 import math
+import numbers
 from typing import NamedTuple
 
 import torch
@@ -116,7 +117,7 @@ def _head(x: torch.Tensor, tap: Tap, layout: Layout) -> slice:
 
 def _tokens(x: torch.Tensor, tokens, layout: Layout) -> torch.Tensor:
     """Of a sequence [n, tokens, channels]."""
-    if isinstance(tokens, int):
+    if isinstance(tokens, numbers.Integral):
         return x[:, _inside(tokens, x.shape[1])]
     if layout.prefix is None:
         raise Unusable(

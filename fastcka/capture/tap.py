@@ -71,6 +71,11 @@ class Tap:
         return bool(WILD & set(self.pattern))
 
     @property
+    def chooses(self) -> bool:
+        """Whether it takes less than the whole activation."""
+        return self.select is not None or self.tokens != "all"
+
+    @property
     def head(self) -> int | None:
         """The attention head that `select` names."""
         word, _, number = self.select.partition(":") if isinstance(self.select, str) else ("",) * 3
