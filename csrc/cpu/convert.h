@@ -1,4 +1,5 @@
-// Reading 16-, 32- and 64-bit values as the type that is accumulated, and rounding to an operand.
+// Reading 16-, 32- and 64-bit values as vectors of the type that is accumulated, and rounding to an
+// operand.
 #pragma once
 
 #include "isa.h"
@@ -41,45 +42,55 @@ inline float widen(half_bits h) {
       shifted < (1u << 23) ? subnormal : (shifted < (31u << 23) ? normal : special);
   return as_float(as_bits(magnitude) | sign);
 }
-inline float widen(bfloat_bits b) { return as_float(uint32_t(b.bits) << 16); }
-inline float widen(float x) { return x; }
-inline double widen(double x) { return x; }
 
-// dst[i] = scale * src[i].
-template <class In, class T>
-inline void load_row(const In* src, T* dst, int64_t count, T scale) {
-  for (int64_t i = 0; i < count; ++i) dst[i] = scale * T(widen(src[i]));
+// As many values as a vector holds, from an address of any alignment.
+inline Simd<float>::vec load(const float* x) {
+  return *reinterpret_cast<const Simd<float>::unaligned*>(x);
 }
-
-#if defined(__F16C__)
-inline void load_row(const half_bits* src, float* dst, int64_t count, float scale) {
-  int64_t i = 0;
-  const __m256 scales = _mm256_set1_ps(scale);
-  for (; i + 8 <= count; i += 8) {
-    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(src + i));
-    _mm256_storeu_ps(dst + i, _mm256_mul_ps(_mm256_cvtph_ps(halves), scales));
-  }
-  for (; i < count; ++i) dst[i] = scale * widen(src[i]);
+inline Simd<double>::vec load(const double* x) {
+  return *reinterpret_cast<const Simd<double>::unaligned*>(x);
+}
+inline Simd<float>::vec load(const bfloat_bits* x) {
+  typedef uint16_t half_vec
+      __attribute__((vector_size(kVectorBytes / 2), may_alias, aligned(2)));
+  const half_vec upper = *reinterpret_cast<const half_vec*>(x);
+  return Simd<float>::vec(__builtin_convertvector(upper, Simd<float>::bits) << 16);
+}
+#if defined(__AVX512F__)
+inline Simd<float>::vec load(const half_bits* x) {
+  // Masked with all lanes: GCC takes the plain one for a read of an undefined register.
+  return Simd<float>::vec(
+      _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x))));
+}
+#elif defined(__AVX2__)
+inline Simd<float>::vec load(const half_bits* x) {
+  return Simd<float>::vec(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x))));
+}
+#else
+inline Simd<float>::vec load(const half_bits* x) {
+  Simd<float>::vec values;
+#pragma GCC unroll 4
+  for (int lane = 0; lane < Simd<float>::width; ++lane) values[lane] = widen(x[lane]);
+  return values;
 }
 #endif
 
 // To the nearest half, ties to even. The caller has scaled the values: none overflows.
-inline float round_to_half(float x) {
-  const uint32_t bits = as_bits(x);
-  const uint32_t sign = bits & 0x80000000u;
-  const uint32_t magnitude = bits & 0x7fffffffu;
-  if (magnitude >= 0x7f800000u) return x;
-  const uint32_t normal = (magnitude + 0xfffu + ((magnitude >> 13) & 1u)) & ~0x1fffu;
+inline Simd<float>::vec round_to_half(Simd<float>::vec x) {
+  const Simd<float>::bits bits = Simd<float>::bits(x);
+  const Simd<float>::bits sign = bits & 0x80000000u, magnitude = bits & 0x7fffffffu;
+  const Simd<float>::bits normal = (magnitude + 0xfffu + ((magnitude >> 13) & 1u)) & ~0x1fffu;
   // Below 2^-14 halves lie 2^-24 apart, as float32 values in [0.5, 1) do.
-  const float subnormal = (as_float(magnitude) + 0.5f) - 0.5f;
-  return as_float((magnitude < (113u << 23) ? as_bits(subnormal) : normal) | sign);
+  const Simd<float>::vec subnormal = (Simd<float>::vec(magnitude) + 0.5f) - 0.5f;
+  const Simd<float>::bits finite = magnitude < (113u << 23) ? Simd<float>::bits(subnormal) : normal;
+  return Simd<float>::vec(sign | (magnitude < 0x7f800000u ? finite : magnitude));
 }
 
 // To the nearest bfloat, ties to even.
-inline float round_to_bfloat(float x) {
-  const uint32_t bits = as_bits(x);
-  if ((bits & 0x7fffffffu) >= 0x7f800000u) return x;
-  return as_float((bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u);
+inline Simd<float>::vec round_to_bfloat(Simd<float>::vec x) {
+  const Simd<float>::bits bits = Simd<float>::bits(x);
+  const Simd<float>::bits nearest = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
+  return Simd<float>::vec((bits & 0x7fffffffu) < 0x7f800000u ? nearest : bits);
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // gram: x [n, p] -> the lower triangle of (x - c)(x - c)^T in float64, c the mean row of x.
 //
 // float16, bfloat16 and float32 values are multiplied in float32 and added up in float32 over
-// kBlock features, then in float64; float64 values in float64 throughout. Threads split the
+// kDepth features, then in float64; float64 values in float64 throughout. Threads split the
 // features, each with a triangle of its own; the triangles are added in the order of the parts, so
 // the result depends on the thread count alone. n^2 p flop on the executed triangle (rounded up to
 // panels of 16 rows), n p values read once.
@@ -11,18 +11,12 @@
 #include "../kernels.h"
 #include "convert.h"
 #include "isa.h"
-#include "transpose.h"
+#include "panel.h"
+#include "tile.h"
 
 namespace fastcka {
 namespace FASTCKA_ISA {
-
-// Rows of x that are packed together: the unit in which the triangle is cut.
-// A packed panel serves as the broadcast operand and as the vector operand.
 namespace {
-constexpr int kPanel = 16;
-// Features per float32 sum: a block of 64 rows (64 KiB) stays in the second-level cache while it is
-// read as rows, centred and packed.
-constexpr int kBlock = 256;
 
 // Squares of values beyond these powers of two may leave the range of the accumulator, or lose the
 // digits of values that centring has made small; then all values are scaled by a power of two,
@@ -46,123 +40,38 @@ T power_of_two(int exponent) {
   return value;
 }
 
-// Adds a tile of 16/Rows by 16*Panels products over `depth` features to the float64 triangle.
-// a: [depth, 16], from row `a_row` of its panel; b: `Panels` panels [depth, 16], `b_stride` apart.
-template <class T, int Rows, int Panels>
-void tile(const T* a, const T* b, int64_t b_stride, int64_t depth, double* sums, int64_t stride) {
-  using vec = typename Simd<T>::vec;
-  constexpr int width = Simd<T>::width;
-  constexpr int per_panel = kPanel / width;
-  constexpr int columns = Panels * per_panel;
-  vec acc[Rows][columns] = {};
-  for (int64_t k = 0; k < depth; ++k) {
-    vec right[columns];
-#pragma GCC unroll 8
-    for (int j = 0; j < columns; ++j)
-      right[j] = *reinterpret_cast<const vec*>(b + (j / per_panel) * b_stride + k * kPanel +
-                                               (j % per_panel) * width);
-#pragma GCC unroll 16
-    for (int i = 0; i < Rows; ++i) {
-      const T left = a[k * kPanel + i];
-#pragma GCC unroll 8
-      for (int j = 0; j < columns; ++j) acc[i][j] += left * right[j];
-    }
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < Rows; ++i)
-#pragma GCC unroll 8
-    for (int j = 0; j < columns; ++j)
-#pragma GCC unroll 16
-      for (int lane = 0; lane < width; ++lane)
-        sums[i * stride + j * width + lane] += double(acc[i][j][lane]);
-}
-
-template <class T, int Panels>
-void tile_rows(const T* a, const T* b, int64_t b_stride, int64_t depth, double* sums,
-               int64_t stride) {
-  constexpr int vectors = Panels * kPanel / Simd<T>::width;
-  constexpr int rows = kAccumulators / vectors < 1 ? 1 : kAccumulators / vectors;
-  constexpr int height = rows > kPanel ? kPanel : rows;
-  for (int i = 0; i < kPanel; i += height)
-    tile<T, height, Panels>(a + i, b, b_stride, depth, sums + i * stride, stride);
-}
-
-// All tiles on and below the diagonal of panels.
-template <class T>
-void accumulate_triangle(const T* panels, int64_t panel_count, int64_t depth, double* sums,
-                         int64_t stride) {
-  constexpr int wide = kAccumulators >= 2 * kPanel / Simd<T>::width * 8 ? 2 : 1;
-  const int64_t panel_stride = int64_t(kBlock) * kPanel;
-  for (int64_t row = 0; row < panel_count; ++row) {
-    const T* a = panels + row * panel_stride;
-    double* out = sums + row * kPanel * stride;
-    int64_t column = 0;
-    for (; column + wide <= row + 1; column += wide)
-      tile_rows<T, wide>(a, panels + column * panel_stride, panel_stride, depth,
-                         out + column * kPanel, stride);
-    for (; column <= row; ++column)
-      tile_rows<T, 1>(a, panels + column * panel_stride, panel_stride, depth,
-                      out + column * kPanel, stride);
-  }
-}
-
-// rows [count <= 16, kBlock] -> panel [kBlock, 16], in 4x4 blocks; missing rows are zero.
-template <class T>
-void pack_panel(const T* rows, int64_t count, int64_t depth, T* panel) {
-  for (int64_t i = 0; i < kPanel; i += 4) {
-    int64_t k = 0;
-    if (i + 4 <= count)
-      for (; k + 4 <= depth; k += 4)
-        transpose_4x4(rows + i * kBlock + k, kBlock, panel + k * kPanel + i, kPanel);
-    for (; k < depth; ++k)
-      for (int64_t r = i; r < i + 4; ++r)
-        panel[k * kPanel + r] = r < count ? rows[r * kBlock + k] : T(0);
-  }
-}
-
-inline void round_row(float* row, int64_t count, Operand operand) {
-  if (operand == Operand::f16)
-    for (int64_t k = 0; k < count; ++k) row[k] = round_to_half(row[k]);
-  else if (operand == Operand::bf16)
-    for (int64_t k = 0; k < count; ++k) row[k] = round_to_bfloat(row[k]);
-}
-// float64 values are multiplied as they are.
-inline void round_row(double*, int64_t, Operand) {}
-
 // One thread's share of the workspace.
 template <class T>
 struct Part {
   double* sums;         // [padded, padded], lower triangle of panels
-  T* rows;              // [n, kBlock]
+  T* rows;              // [padded, kRowStride]
   T* panels;            // [padded / 16, kBlock, 16]
   T* mean;              // [kBlock]
   double* mean_square;  // [1]: sum over the features of c^2
   T* largest;           // [1]: largest magnitude as read
 };
 
-int64_t padded(int64_t n) { return (n + kPanel - 1) / kPanel * kPanel; }
-
 size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 template <class T>
 size_t part_bytes(int64_t n) {
-  const size_t square = size_t(padded(n)) * size_t(padded(n));
-  return aligned(square * sizeof(double)) + aligned(size_t(n) * kBlock * sizeof(T)) +
-         aligned(size_t(padded(n)) * kBlock * sizeof(T)) + aligned(kBlock * sizeof(T)) +
+  const size_t rows = size_t(padded(n));
+  return aligned(rows * rows * sizeof(double)) + aligned(rows * kRowStride * sizeof(T)) +
+         aligned(rows * kBlock * sizeof(T)) + aligned(kBlock * sizeof(T)) +
          2 * aligned(sizeof(double));
 }
 
 template <class T>
 Part<T> part_at(void* workspace, int64_t n, int index) {
   char* at = static_cast<char*>(workspace) + size_t(index) * part_bytes<T>(n);
-  const size_t square = size_t(padded(n)) * size_t(padded(n));
+  const size_t rows = size_t(padded(n));
   Part<T> part;
   part.sums = reinterpret_cast<double*>(at);
-  at += aligned(square * sizeof(double));
+  at += aligned(rows * rows * sizeof(double));
   part.rows = reinterpret_cast<T*>(at);
-  at += aligned(size_t(n) * kBlock * sizeof(T));
+  at += aligned(rows * kRowStride * sizeof(T));
   part.panels = reinterpret_cast<T*>(at);
-  at += aligned(size_t(padded(n)) * kBlock * sizeof(T));
+  at += aligned(rows * kBlock * sizeof(T));
   part.mean = reinterpret_cast<T*>(at);
   at += aligned(kBlock * sizeof(T));
   part.mean_square = reinterpret_cast<double*>(at);
@@ -174,37 +83,26 @@ Part<T> part_at(void* workspace, int64_t n, int index) {
 // All parts together take at most this, or one part does.
 constexpr size_t kLargestWorkspace = size_t(512) << 20;
 
-// A part that had less than a block to add up would cost more than it saves.
+// A part that had less than this to add up would cost more than it saves.
+constexpr int64_t kLeast = 256;
+
 template <class T>
 int part_count(int64_t n, int64_t p, int threads) {
-  int64_t parts = (p + kBlock - 1) / kBlock;
+  int64_t parts = (p + kLeast - 1) / kLeast;
   if (threads < parts) parts = threads;
   const int64_t affordable = int64_t(kLargestWorkspace / part_bytes<T>(n));
   if (affordable < parts) parts = affordable;
   return parts < 1 ? 1 : int(parts);
 }
 
-template <class T>
-T largest_magnitude(const T* row, int64_t count, T largest) {
-  for (int64_t k = 0; k < count; ++k) {
-    const T magnitude = row[k] < 0 ? -row[k] : row[k];
-    largest = magnitude > largest ? magnitude : largest;
-  }
-  return largest;
-}
-
 template <class In, class T>
 void largest_of_part(const GramArgs& args, const Part<T>& part, int64_t begin, int64_t end) {
-  T largest = 0;
-  for (int64_t i = 0; i < args.n; ++i) {
-    const In* x = static_cast<const In*>(args.x) + i * args.row_stride;
-    for (int64_t k = begin; k < end; k += kBlock) {
-      const int64_t depth = end - k < kBlock ? end - k : kBlock;
-      load_row(x + k, part.rows, depth, T(1));
-      largest = largest_magnitude(part.rows, depth, largest);
-    }
+  typename Simd<T>::vec largest = {};
+  for (int64_t first = begin; first < end; first += kBlock) {
+    const int64_t depth = end - first < kBlock ? end - first : kBlock;
+    largest = load_block<In, T>(args, first, depth, T(1), part.rows, part.mean, largest);
   }
-  *part.largest = largest;
+  *part.largest = largest_lane<T>(largest);
 }
 
 template <class In, class T>
@@ -213,39 +111,19 @@ void sum_part(const GramArgs& args, const Part<T>& part, int64_t begin, int64_t 
   for (int64_t i = 0; i < stride; ++i)
     for (int64_t j = 0; j < (i / kPanel + 1) * kPanel; ++j) part.sums[i * stride + j] = 0;
   double mean_square = 0;
-  T largest = 0;
+  typename Simd<T>::vec largest = {};
   for (int64_t first = begin; first < end; first += kBlock) {
     const int64_t depth = end - first < kBlock ? end - first : kBlock;
-    for (int64_t k = 0; k < depth; ++k) part.mean[k] = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      const In* x = static_cast<const In*>(args.x) + i * args.row_stride + first;
-      T* row = part.rows + i * kBlock;
-      load_row(x, row, depth, scale);
-      largest = largest_magnitude(row, depth, largest);
-      // Around the first row, so that the mean of equal rows is that row to the last bit.
-      for (int64_t k = 0; k < depth; ++k) part.mean[k] += row[k] - part.rows[k];
-    }
-    for (int64_t k = 0; k < depth; ++k) {
-      part.mean[k] = part.rows[k] + part.mean[k] / T(n);
-      mean_square += double(part.mean[k]) * double(part.mean[k]);
-    }
-    for (int64_t panel = 0; panel < panel_count; ++panel) {
-      const int64_t top = panel * kPanel;
-      const int64_t count = n - top < kPanel ? n - top : kPanel;
-      for (int64_t i = top; i < top + count; ++i) {
-        T* row = part.rows + i * kBlock;
-        for (int64_t k = 0; k < depth; ++k) row[k] -= part.mean[k];
-        round_row(row, depth, args.operand);
-      }
-      pack_panel(part.rows + top * kBlock, count, depth,
-                 part.panels + panel * int64_t(kBlock) * kPanel);
-    }
-    accumulate_triangle(part.panels, panel_count, depth, part.sums, stride);
+    largest = load_block<In, T>(args, first, depth, scale, part.rows, part.mean, largest);
+    mean_square += square_of<T>(part.mean, depth);
+    for (int64_t panel = 0; panel < panel_count; ++panel)
+      pack_panel(part.rows + panel * kPanel * kRowStride, part.mean, depth, args.operand,
+                 part.panels + panel * kBlock * kPanel);
+    add_triangle(part.panels, panel_count, depth, part.sums, stride);
   }
   *part.mean_square = mean_square;
-  *part.largest = largest;
+  *part.largest = largest_lane<T>(largest);
 }
-
 // The exponent of `largest`, 0 where it is zero, infinite or not a number.
 template <class T>
 int exponent_of(T largest) {

@@ -33,6 +33,7 @@ struct Simd {
   typedef T vec __attribute__((vector_size(kVectorBytes), may_alias));
   typedef T unaligned
       __attribute__((vector_size(kVectorBytes), may_alias, aligned(alignof(T))));
+  typedef uint32_t bits __attribute__((vector_size(kVectorBytes)));
 };
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Turning 4x4 blocks of rows into columns, in registers.
+// Turning square blocks of rows into columns, in registers.
 #pragma once
 
 #include "isa.h"
@@ -18,34 +18,63 @@ struct Integer<8> {
   typedef int64_t type;
 };
 
-#if defined(__clang__)
-#define FASTCKA_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else  // GCC has the former since version 12, this one since 4.7
-#define FASTCKA_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (lanes){__VA_ARGS__})
-#endif
+template <int... Lane>
+struct Lanes {};
+template <int Count>
+struct LanesOf;
+template <>
+struct LanesOf<2> {
+  typedef Lanes<0, 1> type;
+};
+template <>
+struct LanesOf<4> {
+  typedef Lanes<0, 1, 2, 3> type;
+};
+template <>
+struct LanesOf<8> {
+  typedef Lanes<0, 1, 2, 3, 4, 5, 6, 7> type;
+};
+template <>
+struct LanesOf<16> {
+  typedef Lanes<0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15> type;
+};
 
-// out[j * out_stride + i] = in[i * in_stride + j] for i, j < 4.
-template <class T>
-inline void transpose_4x4(const T* in, int64_t in_stride, T* out, int64_t out_stride) {
-  typedef T four __attribute__((vector_size(4 * sizeof(T)), may_alias, aligned(sizeof(T))));
-#if !defined(__clang__)
-  typedef typename Integer<sizeof(T)>::type lanes __attribute__((vector_size(4 * sizeof(T))));
+// Rows i and i + Distance hold 2x2 blocks of Distance lanes; the two off the diagonal change places.
+template <class T, int Distance, int... Lane>
+inline void swap_blocks(typename Simd<T>::vec& top, typename Simd<T>::vec& bottom, Lanes<Lane...>) {
+  constexpr int width = Simd<T>::width;
+  const typename Simd<T>::vec a = top, b = bottom;
+#if defined(__clang__)
+  top = __builtin_shufflevector(a, b, (Lane & Distance ? width + Lane - Distance : Lane)...);
+  bottom = __builtin_shufflevector(a, b, (Lane & Distance ? width + Lane : Lane + Distance)...);
+#else  // GCC has the former since version 12, this one since 4.7
+  typedef typename Integer<sizeof(T)>::type lanes __attribute__((vector_size(kVectorBytes)));
+  top = __builtin_shuffle(a, b, (lanes){(Lane & Distance ? width + Lane - Distance : Lane)...});
+  bottom = __builtin_shuffle(a, b, (lanes){(Lane & Distance ? width + Lane : Lane + Distance)...});
 #endif
-  const four a = *reinterpret_cast<const four*>(in);
-  const four b = *reinterpret_cast<const four*>(in + in_stride);
-  const four c = *reinterpret_cast<const four*>(in + 2 * in_stride);
-  const four d = *reinterpret_cast<const four*>(in + 3 * in_stride);
-  const four ab_low = FASTCKA_SHUFFLE(a, b, 0, 4, 1, 5);
-  const four ab_high = FASTCKA_SHUFFLE(a, b, 2, 6, 3, 7);
-  const four cd_low = FASTCKA_SHUFFLE(c, d, 0, 4, 1, 5);
-  const four cd_high = FASTCKA_SHUFFLE(c, d, 2, 6, 3, 7);
-  *reinterpret_cast<four*>(out) = FASTCKA_SHUFFLE(ab_low, cd_low, 0, 1, 4, 5);
-  *reinterpret_cast<four*>(out + out_stride) = FASTCKA_SHUFFLE(ab_low, cd_low, 2, 3, 6, 7);
-  *reinterpret_cast<four*>(out + 2 * out_stride) = FASTCKA_SHUFFLE(ab_high, cd_high, 0, 1, 4, 5);
-  *reinterpret_cast<four*>(out + 3 * out_stride) = FASTCKA_SHUFFLE(ab_high, cd_high, 2, 3, 6, 7);
 }
 
-#undef FASTCKA_SHUFFLE
+template <class T, int Distance>
+struct Transpose {
+  static inline void blocks(typename Simd<T>::vec* rows) {
+    constexpr int width = Simd<T>::width;
+#pragma GCC unroll 16
+    for (int i = 0; i < width; ++i)
+      if (!(i & Distance))
+        swap_blocks<T, Distance>(rows[i], rows[i + Distance], typename LanesOf<width>::type());
+    Transpose<T, Distance / 2>::blocks(rows);
+  }
+};
+template <class T>
+struct Transpose<T, 0> {
+  static inline void blocks(typename Simd<T>::vec*) {}
+};
+
+// rows[i][j] = rows[j][i], as many rows as a vector has lanes.
+template <class T>
+inline void transpose(typename Simd<T>::vec* rows) {
+  Transpose<T, Simd<T>::width / 2>::blocks(rows);
+}
 
 }  // namespace
 }  // namespace FASTCKA_ISA
