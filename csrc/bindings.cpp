@@ -6,6 +6,7 @@
 #include <pybind11/pybind11.h>
 
 #include <string>
+#include <vector>
 
 #include "dlpack.h"
 #include "kernels.h"
@@ -146,6 +147,31 @@ void needs_threads(int threads) {
     throw py::value_error("`threads` must be at least 1, but is " + std::to_string(threads));
 }
 
+// All but workspace and threads.
+GramInput input_of(const View& x, const std::string& operand) {
+  if (x.rows() < 1 || x.columns() < 1)
+    throw py::value_error(std::string("`") + x.name + "` has no rows or no features");
+  needs_cpu(x);
+  GramInput input;
+  input.x = x.data;
+  input.n = x.rows();
+  input.p = x.columns();
+  input.row_stride = x.row_stride();
+  input.dtype = dtype_of(x);
+  input.operand = operand_of(operand);
+  return input;
+}
+
+// The first address of the workspace that is a multiple of 64.
+void* aligned_start(const View& workspace, size_t bytes) {
+  needs_cpu(workspace);
+  const size_t skipped = (64 - reinterpret_cast<uintptr_t>(workspace.data) % 64) % 64;
+  if (size_t(workspace.columns()) * workspace.item() < bytes + skipped)
+    throw py::value_error("`workspace` must hold " + std::to_string(bytes) +
+                          " bytes from a 64-byte boundary on");
+  return workspace.data + skipped;
+}
+
 size_t gram_workspace(py::handle x_, int threads) {
   const View x(x_, "x", 2);
   needs_threads(threads);
@@ -157,34 +183,102 @@ void gram(py::handle x_, py::handle k_, py::handle stats_, py::handle workspace_
   const View x(x_, "x", 2), k(k_, "k", 2), stats(stats_, "stats", 1);
   const View workspace(workspace_, "workspace", 1);
   GramArgs args;
-  args.dtype = dtype_of(x);
-  args.operand = operand_of(operand);
+  static_cast<GramInput&>(args) = input_of(x, operand);
   needs_threads(threads);
-  if (x.rows() < 1 || x.columns() < 1) throw py::value_error("`x` has no rows or no features");
   k.needs_shape(x.rows(), x.rows());
   stats.needs_shape(3);
-  for (const View* view : {&k, &stats}) view->needs_float64();
-  for (const View* view : {&x, &k, &stats, &workspace}) needs_cpu(*view);
+  for (const View* view : {&k, &stats}) {
+    view->needs_float64();
+    needs_cpu(*view);
+  }
   k.needs_own_memory({&x, &stats, &workspace});
   stats.needs_own_memory({&x, &workspace});
   workspace.needs_own_memory({&x});
   const CpuKernels& kernels = cpu_kernels();
-  const size_t alignment = (64 - reinterpret_cast<uintptr_t>(workspace.data) % 64) % 64;
-  const size_t bytes = kernels.gram_workspace(x.rows(), x.columns(), args.dtype, threads);
-  if (size_t(workspace.columns()) * workspace.item() < bytes + alignment)
-    throw py::value_error("`workspace` must hold " + std::to_string(bytes) +
-                          " bytes from a 64-byte boundary on");
-  args.x = x.data;
-  args.n = x.rows();
-  args.p = x.columns();
-  args.row_stride = x.row_stride();
+  args.workspace =
+      aligned_start(workspace, kernels.gram_workspace(args.n, args.p, args.dtype, threads));
+  args.threads = threads;
   args.k = reinterpret_cast<double*>(k.data);
   args.k_stride = k.row_stride();
   args.stats = reinterpret_cast<double*>(stats.data);
-  args.workspace = workspace.data + alignment;
-  args.threads = threads;
   py::gil_scoped_release release;
   kernels.gram(args);
+}
+
+int64_t packed_length(int64_t n, bool biased) {
+  const int64_t least = biased ? 2 : 4;
+  if (n < least)
+    throw py::value_error("there must be at least " + std::to_string(least) +
+                          " rows, but there are " + std::to_string(n));
+  return biased ? n * (n + 1) / 2 : n * (n - 1) / 2;
+}
+
+std::vector<GramInput> inputs_of(const std::vector<View>& views, const std::string& operand) {
+  std::vector<GramInput> layers;
+  for (const View& x : views) {
+    layers.push_back(input_of(x, operand));
+    x.needs_shape(views[0].rows(), x.columns());
+  }
+  return layers;
+}
+
+std::vector<View> views_of(const py::sequence& layers) {
+  std::vector<View> views;
+  views.reserve(layers.size());
+  for (py::handle x : layers) views.emplace_back(x, "x", 2);
+  if (views.empty()) throw py::value_error("there are no layers");
+  return views;
+}
+
+size_t gram_finish_workspace(const py::sequence& layers_, int threads) {
+  const std::vector<View> views = views_of(layers_);
+  const std::vector<GramInput> layers = inputs_of(views, "float32");
+  needs_threads(threads);
+  return cpu_kernels().gram_finish_workspace(layers.data(), int64_t(layers.size()), threads);
+}
+
+void gram_finish(const py::sequence& layers_, py::handle packed_, py::handle diagonal_,
+                 py::handle row_sums_, py::handle summary_, py::handle workspace_,
+                 const std::string& operand, bool biased, int threads) {
+  const std::vector<View> views = views_of(layers_);
+  const std::vector<GramInput> layers = inputs_of(views, operand);
+  const View packed(packed_, "packed", 2), diagonal(diagonal_, "diagonal", 2);
+  const View row_sums(row_sums_, "row_sums", 2), summary(summary_, "summary", 2);
+  const View workspace(workspace_, "workspace", 1);
+  const int64_t count = int64_t(layers.size()), n = layers[0].n;
+  needs_threads(threads);
+  packed.needs_shape(count, packed_length(n, biased));
+  diagonal.needs_shape(count, n);
+  row_sums.needs_shape(count, n);
+  summary.needs_shape(count, 5);
+  for (const View* view : {&packed, &diagonal, &row_sums, &summary}) {
+    view->needs_float64();
+    needs_cpu(*view);
+  }
+  packed.needs_own_memory({&diagonal, &row_sums, &summary, &workspace});
+  diagonal.needs_own_memory({&row_sums, &summary, &workspace});
+  row_sums.needs_own_memory({&summary, &workspace});
+  summary.needs_own_memory({&workspace});
+  std::vector<Finished> out;
+  for (int64_t i = 0; i < count; ++i) {
+    for (const View* view : {&packed, &diagonal, &row_sums, &summary, &workspace})
+      view->needs_own_memory({&views[size_t(i)]});
+    out.push_back({reinterpret_cast<double*>(packed.data) + i * packed.row_stride(),
+                   reinterpret_cast<double*>(diagonal.data) + i * diagonal.row_stride(),
+                   reinterpret_cast<double*>(row_sums.data) + i * row_sums.row_stride(),
+                   reinterpret_cast<double*>(summary.data) + i * summary.row_stride()});
+  }
+  const CpuKernels& kernels = cpu_kernels();
+  GramFinishArgs args;
+  args.layers = layers.data();
+  args.out = out.data();
+  args.count = count;
+  args.estimator = biased ? Estimator::biased : Estimator::unbiased;
+  args.workspace = aligned_start(
+      workspace, kernels.gram_finish_workspace(layers.data(), count, threads));
+  args.threads = threads;
+  py::gil_scoped_release release;
+  kernels.gram_finish(args);
 }
 
 void finish(py::handle k_, py::handle stats_, py::handle packed_, py::handle diagonal_,
@@ -193,12 +287,10 @@ void finish(py::handle k_, py::handle stats_, py::handle packed_, py::handle dia
   const View diagonal(diagonal_, "diagonal", 1), row_sums(row_sums_, "row_sums", 1);
   const View summary(summary_, "summary", 1);
   const int64_t n = k.rows();
-  if (n < (biased ? 2 : 4))
-    throw py::value_error("`k` must have at least " + std::string(biased ? "2" : "4") +
-                          " rows, but has " + std::to_string(n));
+  const int64_t length = packed_length(n, biased);
   k.needs_shape(n, n);
   stats.needs_shape(3);
-  packed.needs_shape(biased ? n * (n + 1) / 2 : n * (n - 1) / 2);
+  packed.needs_shape(length);
   diagonal.needs_shape(n);
   row_sums.needs_shape(n);
   summary.needs_shape(5);
@@ -294,6 +386,8 @@ PYBIND11_MODULE(_native, m) {
   m.def("gram_workspace", &gram_workspace);
   m.def("gram", &gram);
   m.def("finish", &finish);
+  m.def("gram_finish_workspace", &gram_finish_workspace);
+  m.def("gram_finish", &gram_finish);
   m.def("hsic_pairs", &hsic_pairs);
   m.def("build_info", &build_info);
   m.def("isa", [] { return std::string(cpu_kernels().isa); });

@@ -17,33 +17,51 @@ enum class Operand { as_accumulated, f16, bf16 };
 
 enum class Estimator { unbiased, biased };
 
-// The lower triangle of (x - c)(x - c)^T, with c the mean row of x. Features may come in any order,
-// so a row only has to be dense.
-struct GramArgs {
+// The activations of a layer, and what it takes to multiply them. Features may come in any order, so
+// a row only has to be dense.
+struct GramInput {
   const void* x;       // [n, p], `dtype`, unit stride within a row
   int64_t n, p;
   int64_t row_stride;  // in elements
   Dtype dtype;
   Operand operand;     // as_accumulated: float32, or float64 where x is float64
-  double* k;           // [n, n], only j <= i is written
-  int64_t k_stride;
-  double* stats;       // [3]: |c|^2, sum |x_i|^2, sum |x_i - c|^2
   void* workspace;     // gram_workspace(n, p, dtype, threads) bytes, 64-byte aligned
   int threads;
 };
 
-// Centres a Gram matrix and packs its triangle so that one inner product of two packed rows is the
-// sum over all entries of the two centred matrices.
-struct FinishArgs {
+// The lower triangle of (x - c)(x - c)^T, with c the mean row of x.
+struct GramArgs : GramInput {
+  double* k;      // [n, n], only j <= i is written
+  int64_t k_stride;
+  double* stats;  // [3]: |c|^2, sum |x_i|^2, sum |x_i - c|^2
+};
+
+// A centred Gram matrix, packed so that one inner product of two packed rows is the sum over all
+// entries of the two centred matrices.
+struct Finished {
+  double* packed;    // [n(n-1)/2] unbiased, [n(n+1)/2] biased
+  double* diagonal;  // [n], of k
+  double* row_sums;  // [n], of k without its diagonal
+  double* summary;   // [5]: |centred|^2, |k without diagonal|^2, sum |x_i - c|^2, sum |x_i|^2,
+                     //      |raw k| / rms(centred)
+};
+
+// Centres a Gram matrix and packs its triangle.
+struct FinishArgs : Finished {
   const double* k;      // [n, n], only j <= i is read
   int64_t n, k_stride;
   const double* stats;  // [3], of gram
   Estimator estimator;
-  double* packed;       // [n(n-1)/2] unbiased, [n(n+1)/2] biased
-  double* diagonal;     // [n], of k
-  double* row_sums;     // [n], of k without its diagonal
-  double* summary;      // [5]: |centred|^2, |k without diagonal|^2, sum |x_i - c|^2, sum |x_i|^2,
-                        //      |raw k| / rms(centred)
+};
+
+// gram and finish of many layers of the same examples, without the matrix between them.
+struct GramFinishArgs {
+  const GramInput* layers;  // workspace and threads are set on the way
+  const Finished* out;
+  int64_t count;
+  Estimator estimator;
+  void* workspace;  // gram_finish_workspace(layers, count, threads) bytes, 64-byte aligned
+  int threads;
 };
 
 // out[i, j] = <a_i, b_j>. A pair's value does not depend on the other rows or on the thread count.
@@ -63,6 +81,8 @@ struct CpuKernels {
   size_t (*gram_workspace)(int64_t n, int64_t p, Dtype dtype, int threads);
   void (*gram)(const GramArgs&);
   void (*finish)(const FinishArgs&);
+  size_t (*gram_finish_workspace)(const GramInput* layers, int64_t count, int threads);
+  void (*gram_finish)(const GramFinishArgs&);
   void (*hsic_pairs)(const HsicArgs&);
 };
 

@@ -96,8 +96,7 @@ def _one_batch(x, y, estimator, gram, bandwidth) -> tuple[InnerProducts, bool]:
         bandwidth=bandwidth,
         device=x.device,
     )
-    for row, side in enumerate(sides):
-        stack.put(row, side)
+    stack.put_all(sides)
     h = hsic_pairs(stack.packed).cpu()
     sums = stack.summary[:, :4].cpu()
     constant = conditioning.is_constant(sums, stack.eps)

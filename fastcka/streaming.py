@@ -150,8 +150,7 @@ class MinibatchCKA:
         stacks = {}
         for model, tensors in given.items():
             stacks[model] = self.stack(model, n, tensors[0].device)
-            for row, x in enumerate(tensors):
-                stacks[model].put(row, x)
+            stacks[model].put_all(tensors)
         return self.add(stacks, index=index)
 
     def stack(self, model: str, n: int, device: torch.device | str = "cpu") -> GramStack:

@@ -319,7 +319,11 @@ NATIVE_REFUSALS = [
         ValueError,
         "`operand` must be float16, bfloat16 or float",
     ),
-    (lambda: native_finish(k=k[:3, :3]), ValueError, "`k` must have at least 4 rows, but has 3"),
+    (
+        lambda: native_finish(k=k[:3, :3]),
+        ValueError,
+        "there must be at least 4 rows, but there are 3",
+    ),
     (
         lambda: native_finish(k=k[:, :7]),
         ValueError,

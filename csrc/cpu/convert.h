@@ -19,30 +19,6 @@ struct bfloat_bits {
   uint16_t bits;
 };
 
-inline float as_float(uint32_t bits) {
-  float value;
-  __builtin_memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-
-inline uint32_t as_bits(float value) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &value, sizeof(bits));
-  return bits;
-}
-
-// Exact for every half, subnormals included, also where the processor flushes float32 subnormals.
-inline float widen(half_bits h) {
-  const uint32_t sign = uint32_t(h.bits & 0x8000u) << 16;
-  const uint32_t shifted = uint32_t(h.bits & 0x7fffu) << 13;
-  const float normal = as_float(shifted + (112u << 23));
-  const float subnormal = as_float(shifted + (113u << 23)) - as_float(113u << 23);
-  const float special = as_float(shifted | 0x7f800000u);
-  const float magnitude =
-      shifted < (1u << 23) ? subnormal : (shifted < (31u << 23) ? normal : special);
-  return as_float(as_bits(magnitude) | sign);
-}
-
 // As many values as a vector holds, from an address of any alignment.
 inline Simd<float>::vec load(const float* x) {
   return *reinterpret_cast<const Simd<float>::unaligned*>(x);
@@ -50,12 +26,12 @@ inline Simd<float>::vec load(const float* x) {
 inline Simd<double>::vec load(const double* x) {
   return *reinterpret_cast<const Simd<double>::unaligned*>(x);
 }
-inline Simd<float>::vec load(const bfloat_bits* x) {
+inline Simd<float>::bits load_16(const void* x) {
   typedef uint16_t half_vec
       __attribute__((vector_size(kVectorBytes / 2), may_alias, aligned(2)));
-  const half_vec upper = *reinterpret_cast<const half_vec*>(x);
-  return Simd<float>::vec(__builtin_convertvector(upper, Simd<float>::bits) << 16);
+  return __builtin_convertvector(*static_cast<const half_vec*>(x), Simd<float>::bits);
 }
+inline Simd<float>::vec load(const bfloat_bits* x) { return Simd<float>::vec(load_16(x) << 16); }
 #if defined(__AVX512F__)
 inline Simd<float>::vec load(const half_bits* x) {
   // Masked with all lanes: GCC takes the plain one for a read of an undefined register.
@@ -67,11 +43,19 @@ inline Simd<float>::vec load(const half_bits* x) {
   return Simd<float>::vec(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x))));
 }
 #else
+// Exact for every half, subnormals included, also where the processor flushes float32 subnormals.
 inline Simd<float>::vec load(const half_bits* x) {
-  Simd<float>::vec values;
-#pragma GCC unroll 4
-  for (int lane = 0; lane < Simd<float>::width; ++lane) values[lane] = widen(x[lane]);
-  return values;
+  using vec = Simd<float>::vec;
+  const Simd<float>::bits half = load_16(x);
+  const Simd<float>::bits shifted = (half & 0x7fffu) << 13;
+  const vec least = vec(Simd<float>::bits{} + (113u << 23));
+  const vec subnormal = vec(shifted + (113u << 23)) - least;
+  const Simd<float>::bits normal = shifted + (112u << 23);
+  const Simd<float>::bits special = shifted | 0x7f800000u;
+  const Simd<float>::bits large = shifted < (31u << 23) ? normal : special;
+  const Simd<float>::bits magnitude =
+      shifted < (1u << 23) ? Simd<float>::bits(subnormal) : large;
+  return vec(magnitude | (half & 0x8000u) << 16);
 }
 #endif
 

@@ -9,7 +9,7 @@
 // Subtracting c changes no centred Gram matrix, and it must come before the products: afterwards
 // the digits that a large common row has cost are gone (fastcka/maths/README.md).
 #include "../kernels.h"
-#include "convert.h"
+#include "gram_sums.h"
 #include "isa.h"
 #include "panel.h"
 #include "tile.h"
@@ -96,7 +96,7 @@ int part_count(int64_t n, int64_t p, int threads) {
 }
 
 template <class In, class T>
-void largest_of_part(const GramArgs& args, const Part<T>& part, int64_t begin, int64_t end) {
+void largest_of_part(const GramInput& args, const Part<T>& part, int64_t begin, int64_t end) {
   typename Simd<T>::vec largest = {};
   for (int64_t first = begin; first < end; first += kBlock) {
     const int64_t depth = end - first < kBlock ? end - first : kBlock;
@@ -106,7 +106,7 @@ void largest_of_part(const GramArgs& args, const Part<T>& part, int64_t begin, i
 }
 
 template <class In, class T>
-void sum_part(const GramArgs& args, const Part<T>& part, int64_t begin, int64_t end, T scale) {
+void sum_part(const GramInput& args, const Part<T>& part, int64_t begin, int64_t end, T scale) {
   const int64_t n = args.n, stride = padded(n), panel_count = stride / kPanel;
   for (int64_t i = 0; i < stride; ++i)
     for (int64_t j = 0; j < (i / kPanel + 1) * kPanel; ++j) part.sums[i * stride + j] = 0;
@@ -135,7 +135,7 @@ int exponent_of(T largest) {
 }
 
 template <class T>
-int largest_exponent(const GramArgs& args, int parts) {
+int largest_exponent(const GramInput& args, int parts) {
   T largest = 0;
   for (int t = 0; t < parts; ++t) {
     const T part = *part_at<T>(args.workspace, args.n, t).largest;
@@ -151,9 +151,9 @@ int clamped(int exponent) {
 }
 
 template <class In, class T>
-void gram_as(const GramArgs& args) {
+GramSums sums_as(const GramInput& args) {
   const int parts = part_count<T>(args.n, args.p, args.threads);
-  const int64_t n = args.n, stride = padded(n);
+  const int64_t n = args.n;
   const bool rounds_to_half = args.operand == Operand::f16 && sizeof(T) == 4;
   int exponent = 0;
   if (rounds_to_half) {
@@ -176,22 +176,16 @@ void gram_as(const GramArgs& args) {
     if (found >= Range<T>::lowest && found <= Range<T>::highest) break;
     exponent = found;  // rare: once more, with the values scaled
   }
-  // Multiplied by twice: its square may leave float64's range where the results do not.
-  const double unscale = power_of_two<double>(exponent);
-#pragma omp parallel for num_threads(parts) if (parts > 1)
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t j = 0; j <= i; ++j) {
-      double sum = 0;
-      for (int t = 0; t < parts; ++t)
-        sum += part_at<T>(args.workspace, n, t).sums[i * stride + j];
-      args.k[i * args.k_stride + j] = sum * unscale * unscale;
-    }
-  double mean_square = 0, spread = 0;
-  for (int t = 0; t < parts; ++t) mean_square += *part_at<T>(args.workspace, n, t).mean_square;
-  for (int64_t i = 0; i < n; ++i) spread += args.k[i * args.k_stride + i];
-  args.stats[0] = mean_square * unscale * unscale;
-  args.stats[1] = spread + double(n) * mean_square * unscale * unscale;
-  args.stats[2] = spread;
+  GramSums sums;
+  sums.first = static_cast<const char*>(args.workspace);
+  sums.part_bytes = part_bytes<T>(n);
+  sums.parts = parts;
+  sums.stride = padded(n);
+  sums.unscale = power_of_two<double>(exponent);
+  sums.mean_square = 0;
+  for (int t = 0; t < parts; ++t) sums.mean_square += *part_at<T>(args.workspace, n, t).mean_square;
+  sums.mean_square *= sums.unscale * sums.unscale;
+  return sums;
 }
 }  // namespace
 
@@ -200,13 +194,25 @@ size_t gram_workspace(int64_t n, int64_t p, Dtype dtype, int threads) {
                              : part_bytes<float>(n) * size_t(part_count<float>(n, p, threads));
 }
 
-void gram(const GramArgs& args) {
-  switch (args.dtype) {
-    case Dtype::f16: return gram_as<half_bits, float>(args);
-    case Dtype::bf16: return gram_as<bfloat_bits, float>(args);
-    case Dtype::f32: return gram_as<float, float>(args);
-    case Dtype::f64: return gram_as<double, double>(args);
+GramSums gram_sums(const GramInput& input) {
+  switch (input.dtype) {
+    case Dtype::f16: return sums_as<half_bits, float>(input);
+    case Dtype::bf16: return sums_as<bfloat_bits, float>(input);
+    case Dtype::f32: return sums_as<float, float>(input);
+    case Dtype::f64: break;
   }
+  return sums_as<double, double>(input);
+}
+
+void gram(const GramArgs& args) {
+  const GramSums sums = gram_sums(args);
+#pragma omp parallel for num_threads(sums.parts) if (sums.parts > 1)
+  for (int64_t i = 0; i < args.n; ++i) sums.row(i, i + 1, args.k + i * args.k_stride);
+  double spread = 0;
+  for (int64_t i = 0; i < args.n; ++i) spread += args.k[i * args.k_stride + i];
+  args.stats[0] = sums.mean_square;
+  args.stats[1] = spread + double(args.n) * sums.mean_square;
+  args.stats[2] = spread;
 }
 
 }  // namespace FASTCKA_ISA

@@ -20,10 +20,13 @@ constexpr int kVectorBytes = 64;
 constexpr int kAccumulators = 16;  // of 32 registers; the rest hold operands
 #elif defined(__AVX2__)
 constexpr int kVectorBytes = 32;
-constexpr int kAccumulators = 8;   // of 16
+constexpr int kAccumulators = 12;  // of 16
+#elif defined(__aarch64__)
+constexpr int kVectorBytes = 16;
+constexpr int kAccumulators = 16;  // of 32
 #else
-constexpr int kVectorBytes = 16;   // SSE2, NEON
-constexpr int kAccumulators = 8;
+constexpr int kVectorBytes = 16;   // SSE2
+constexpr int kAccumulators = 8;   // of 16
 #endif
 
 template <class T>

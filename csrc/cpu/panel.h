@@ -16,10 +16,7 @@ namespace {
 constexpr int kPanel = 16;
 // Features of a block: each row is read in pieces of this length, and the packed block stays in the
 // second-level cache while its triangle is multiplied.
-#ifndef KB
-#define KB 512
-#endif
-constexpr int64_t kBlock = KB;
+constexpr int64_t kBlock = 512;
 // Rows of the block lie this far apart: pieces at a power of two would fight for a few cache lines.
 constexpr int64_t kRowStride = kBlock + 16;
 
@@ -75,7 +72,7 @@ inline typename Simd<T>::vec load_rows(const In* x, int64_t x_stride, const In* 
 // and their mean [kBlock]; both are filled up with zeros to whole vectors, and the rows beyond n
 // are the mean. Returns the largest magnitudes.
 template <class In, class T>
-typename Simd<T>::vec load_block(const GramArgs& args, int64_t first, int64_t depth, T scale,
+typename Simd<T>::vec load_block(const GramInput& args, int64_t first, int64_t depth, T scale,
                                  T* rows, T* mean, typename Simd<T>::vec largest) {
   using vec = typename Simd<T>::vec;
   constexpr int width = Simd<T>::width;

@@ -10,10 +10,13 @@ namespace FASTCKA_ISA {
 size_t gram_workspace(int64_t n, int64_t p, Dtype dtype, int threads);
 void gram(const GramArgs& args);
 void finish(const FinishArgs& args);
+size_t gram_finish_workspace(const GramInput* layers, int64_t count, int threads);
+void gram_finish(const GramFinishArgs& args);
 void hsic_pairs(const HsicArgs& args);
 
 extern const CpuKernels kernels;
-const CpuKernels kernels = {FASTCKA_TEXT(FASTCKA_ISA), gram_workspace, gram, finish, hsic_pairs};
+const CpuKernels kernels = {FASTCKA_TEXT(FASTCKA_ISA), gram_workspace, gram,       finish,
+                            gram_finish_workspace,     gram_finish,    hsic_pairs};
 
 }  // namespace FASTCKA_ISA
 }  // namespace fastcka

@@ -42,25 +42,34 @@ void tile(const T* a, const T* b, int64_t b_stride, int64_t depth, double* sums,
   }
 }
 
+// Rows of a tile that is `Panels` panels wide: as many as the accumulators hold.
+template <class T, int Panels>
+constexpr int height() {
+  const int rows = kAccumulators / (Panels * kPanel / Simd<T>::width);
+  return rows < 1 ? 1 : rows > kPanel ? kPanel : rows;
+}
+
 // The rows of one panel by `Panels` panels.
 template <class T, int Panels>
 void add_tiles(const T* a, const T* b, int64_t b_stride, int64_t depth, double* sums,
                int64_t stride) {
-  constexpr int vectors = Panels * kPanel / Simd<T>::width;
-  constexpr int rows = kAccumulators / vectors < 1 ? 1 : kAccumulators / vectors;
-  constexpr int height = rows > kPanel ? kPanel : rows;
+  constexpr int rows = height<T, Panels>(), rest = kPanel % rows;
   for (int64_t k = 0; k < depth; k += kDepth) {
     const int64_t count = depth - k < kDepth ? depth - k : kDepth;
-    for (int i = 0; i < kPanel; i += height)
-      tile<T, height, Panels>(a + k * kPanel + i, b + k * kPanel, b_stride, count,
-                              sums + i * stride, stride);
+    const T* left = a + k * kPanel;
+    const T* right = b + k * kPanel;
+    for (int i = 0; i + rows <= kPanel; i += rows)
+      tile<T, rows, Panels>(left + i, right, b_stride, count, sums + i * stride, stride);
+    if (rest)
+      tile<T, rest ? rest : 1, Panels>(left + kPanel - rest, right, b_stride, count,
+                                       sums + (kPanel - rest) * stride, stride);
   }
 }
 
 template <class T>
 void add_triangle(const T* panels, int64_t panel_count, int64_t depth, double* sums,
                   int64_t stride) {
-  constexpr int wide = kAccumulators >= 2 * kPanel / Simd<T>::width * 8 ? 2 : 1;
+  constexpr int wide = height<T, 2>() >= 8 ? 2 : 1;
   const int64_t panel_stride = kBlock * kPanel;
   for (int64_t row = 0; row < panel_count; ++row) {
     const T* a = panels + row * panel_stride;

@@ -2,6 +2,7 @@
 
     gram        activations [n, ...] -> the Gram matrix of their centred rows
     finish      a Gram matrix -> its centred, packed triangle
+    gram_finish both, of many layers at once
     hsic_pairs  packed triangles of all layers -> their inner products: HSICs but for a factor
     rbf         a linear Gram matrix -> the Gaussian one
 
@@ -10,6 +11,24 @@
 
 from fastcka.kernels.dispatch import using
 from fastcka.kernels.gaussian import rbf
-from fastcka.kernels.operations import Finished, Gram, finish, gram, hsic_pairs, packed_length
+from fastcka.kernels.operations import (
+    Finished,
+    Gram,
+    finish,
+    gram,
+    gram_finish,
+    hsic_pairs,
+    packed_length,
+)
 
-__all__ = ["Finished", "Gram", "finish", "gram", "hsic_pairs", "packed_length", "rbf", "using"]
+__all__ = [
+    "Finished",
+    "Gram",
+    "finish",
+    "gram",
+    "gram_finish",
+    "hsic_pairs",
+    "packed_length",
+    "rbf",
+    "using",
+]

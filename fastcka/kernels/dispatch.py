@@ -13,11 +13,12 @@ from contextvars import ContextVar
 
 import torch
 
-from fastcka.kernels import native, torch_finish, torch_gram, torch_hsic
+from fastcka.kernels import native, torch_finish, torch_gram, torch_gram_finish, torch_hsic
 
 OPERATIONS: dict[str, dict[str, Callable]] = {
     "gram": {"native": native.gram, "torch": torch_gram.gram},
     "finish": {"native": native.finish, "torch": torch_finish.finish},
+    "gram_finish": {"native": native.gram_finish, "torch": torch_gram_finish.gram_finish},
     "hsic_pairs": {"native": native.hsic_pairs, "torch": torch_hsic.hsic_pairs},
 }
 BACKENDS = ("native", "torch")
@@ -46,8 +47,6 @@ def using(backend: str) -> Iterator[None]:
 
 def choose(operation: str, device: torch.device, backend: str | None = None) -> Callable:
     """The version of `operation` to run on `device`."""
-    if _asked_for(backend)[0] is None and native.module is None:
-        _tell_once()
     return OPERATIONS[operation][name_of(operation, device, backend)]
 
 
@@ -55,6 +54,8 @@ def name_of(operation: str, device: torch.device, backend: str | None = None) ->
     """The backend that `choose` takes."""
     name, _ = _asked_for(backend)
     if name is None:
+        if native.module is None:
+            _tell_once()
         return chosen(operation, device)
     reason = obstacle(operation, name, device)
     if reason:

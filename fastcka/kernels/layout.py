@@ -16,6 +16,8 @@ def as_rows(x: torch.Tensor) -> torch.Tensor:
     x = x.detach()
     if x.is_neg():  # a view whose sign is a flag: kernels would read the values without it
         x = x.resolve_neg()
+    if x.is_contiguous():
+        return x.flatten(1)
     strides = sorted(
         (stride, size)
         for stride, size in zip(x.stride()[1:], x.shape[1:], strict=True)

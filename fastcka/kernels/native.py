@@ -21,18 +21,32 @@ except ImportError as error:
         )
 
 
+_OPERAND = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
+
+
 def gram(x: torch.Tensor, operand: torch.dtype, k: torch.Tensor, stats: torch.Tensor) -> None:
     threads = torch.get_num_threads()
-    # 64 bytes more than asked for: the workspace starts at a boundary of 64.
-    size = module.gram_workspace(x, threads) + 64
-    workspace = torch.empty(size, dtype=torch.uint8, device="cpu")
-    name = {torch.float16: "float16", torch.bfloat16: "bfloat16"}.get(operand, "float32")
-    module.gram(x, k, stats, workspace, name, threads)
+    workspace = _workspace(module.gram_workspace(x, threads))
+    module.gram(x, k, stats, workspace, _OPERAND.get(operand, "float32"), threads)
 
 
 def finish(k, stats, packed, diagonal, row_sums, summary, estimator: str) -> None:
     module.finish(k, stats, packed, diagonal, row_sums, summary, estimator == "biased")
 
 
+def gram_finish(layers, operands, packed, diagonal, row_sums, summary, estimator: str) -> None:
+    threads = torch.get_num_threads()
+    workspace = _workspace(module.gram_finish_workspace(layers, threads))
+    # float64 layers are multiplied as they are; all others share one operand.
+    operand = next((_OPERAND[name] for name in operands if name in _OPERAND), "float32")
+    out = (packed, diagonal, row_sums, summary)
+    module.gram_finish(layers, *out, workspace, operand, estimator == "biased", threads)
+
+
 def hsic_pairs(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
     module.hsic_pairs(a, b, out, torch.get_num_threads())
+
+
+def _workspace(size: int) -> torch.Tensor:
+    # 64 bytes more than asked for: it starts at a boundary of 64.
+    return torch.empty(size + 64, dtype=torch.uint8, device="cpu")
