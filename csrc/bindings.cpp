@@ -356,6 +356,13 @@ void hsic_pairs(py::handle a_, py::handle b_, py::handle out_, int threads) {
   kernels.hsic_pairs(args);
 }
 
+double multiply_adds(int64_t rounds, int threads) {
+  needs_threads(threads);
+  std::vector<float> out(size_t(threads), 0.5f);
+  py::gil_scoped_release release;
+  return cpu_kernels().multiply_adds(rounds, threads, out.data());
+}
+
 py::dict build_info() {
   py::dict info;
   py::dict isas;
@@ -389,6 +396,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("gram_finish_workspace", &gram_finish_workspace);
   m.def("gram_finish", &gram_finish);
   m.def("hsic_pairs", &hsic_pairs);
+  m.def("multiply_adds", &multiply_adds);
   m.def("build_info", &build_info);
   m.def("isa", [] { return std::string(cpu_kernels().isa); });
 }

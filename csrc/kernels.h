@@ -84,6 +84,8 @@ struct CpuKernels {
   size_t (*gram_finish_workspace)(const GramInput* layers, int64_t count, int threads);
   void (*gram_finish)(const GramFinishArgs&);
   void (*hsic_pairs)(const HsicArgs&);
+  // Runs and returns that many float32 operations; `out` [threads] holds any small values.
+  double (*multiply_adds)(int64_t rounds, int threads, float* out);
 };
 
 // The fastest kernels that this processor can run, or those that FASTCKA_ISA names.

@@ -24,6 +24,11 @@ namespace avx512 {
 extern const CpuKernels kernels;
 }
 #endif
+#ifdef FASTCKA_HAS_AVX512BF16
+namespace avx512bf16 {
+extern const CpuKernels kernels;
+}
+#endif
 
 namespace {
 
@@ -40,6 +45,12 @@ bool has_avx2() {
 bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+#ifdef FASTCKA_HAS_AVX512BF16
+bool has_avx512bf16() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return has_avx512() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & (1u << 5));
 }
 #endif
 
@@ -67,6 +78,9 @@ const CpuKernels& choose() {
 
 const IsaState* cpu_isas(int* count) {
   static const IsaState states[] = {
+#ifdef FASTCKA_HAS_AVX512BF16
+      {&avx512bf16::kernels, has_avx512bf16()},
+#endif
 #ifdef FASTCKA_HAS_AVX512
       {&avx512::kernels, has_avx512()},
 #endif

@@ -105,9 +105,29 @@ void largest_of_part(const GramInput& args, const Part<T>& part, int64_t begin, 
   *part.largest = largest_lane<T>(largest);
 }
 
+// Packs the rows of a block and adds their products to the triangle.
+template <class T>
+void multiply_block(const Part<T>& part, int64_t panel_count, int64_t depth, Operand operand,
+                    int64_t stride) {
+#if defined(__AVX512BF16__)
+  if constexpr (sizeof(T) == sizeof(float))
+    if (operand == Operand::bf16) {
+      uint32_t* pairs = reinterpret_cast<uint32_t*>(part.panels);
+      for (int64_t panel = 0; panel < panel_count; ++panel)
+        pack_pairs(part.rows + panel * kPanel * kRowStride, part.mean, depth,
+                   pairs + panel * kBlock / 2 * kPanel);
+      return add_triangle(pairs, panel_count, (depth + 1) / 2, part.sums, stride);
+    }
+#endif
+  for (int64_t panel = 0; panel < panel_count; ++panel)
+    pack_panel(part.rows + panel * kPanel * kRowStride, part.mean, depth, operand,
+               part.panels + panel * kBlock * kPanel);
+  add_triangle(part.panels, panel_count, depth, part.sums, stride);
+}
+
 template <class In, class T>
 void sum_part(const GramInput& args, const Part<T>& part, int64_t begin, int64_t end, T scale) {
-  const int64_t n = args.n, stride = padded(n), panel_count = stride / kPanel;
+  const int64_t stride = padded(args.n), panel_count = stride / kPanel;
   for (int64_t i = 0; i < stride; ++i)
     for (int64_t j = 0; j < (i / kPanel + 1) * kPanel; ++j) part.sums[i * stride + j] = 0;
   double mean_square = 0;
@@ -116,10 +136,7 @@ void sum_part(const GramInput& args, const Part<T>& part, int64_t begin, int64_t
     const int64_t depth = end - first < kBlock ? end - first : kBlock;
     largest = load_block<In, T>(args, first, depth, scale, part.rows, part.mean, largest);
     mean_square += square_of<T>(part.mean, depth);
-    for (int64_t panel = 0; panel < panel_count; ++panel)
-      pack_panel(part.rows + panel * kPanel * kRowStride, part.mean, depth, args.operand,
-                 part.panels + panel * kBlock * kPanel);
-    add_triangle(part.panels, panel_count, depth, part.sums, stride);
+    multiply_block(part, panel_count, depth, args.operand, stride);
   }
   *part.mean_square = mean_square;
   *part.largest = largest_lane<T>(largest);

@@ -11,15 +11,41 @@ namespace {
 // Features that are added up in the accumulator before the sum goes on in float64.
 constexpr int64_t kDepth = 256;
 
-// Adds a tile of `Rows` by 16 * Panels products over `depth` features to the float64 triangle.
-// a: [depth, 16], from row `Rows` * i of its panel on; b: `Panels` panels, `b_stride` apart.
+// What a packed element holds: a feature, or two of them as bfloats, which are added up as floats.
+template <class T>
+struct Element {
+  typedef T sum;
+  static constexpr int features = 1;
+};
+
+template <class T>
+inline void multiply_add(typename Simd<T>::vec& acc, T left, typename Simd<T>::vec right) {
+  acc += left * right;
+}
+
+#if defined(__AVX512BF16__)
+template <>
+struct Element<uint32_t> {
+  typedef float sum;
+  static constexpr int features = 2;
+};
+
+inline void multiply_add(Simd<float>::vec& acc, uint32_t left, Simd<uint32_t>::vec right) {
+  acc = Simd<float>::vec(
+      _mm512_dpbf16_ps(__m512(acc), __m512bh(_mm512_set1_epi32(int(left))), __m512bh(right)));
+}
+#endif
+
+// Adds a tile of `Rows` by 16 * Panels products over `depth` elements to the float64 triangle.
+// a: [depth, 16], from the tile's first row in its panel on; b: `Panels` panels, `b_stride` apart.
 template <class T, int Rows, int Panels>
 void tile(const T* a, const T* b, int64_t b_stride, int64_t depth, double* sums, int64_t stride) {
   using vec = typename Simd<T>::vec;
+  using sum = typename Element<T>::sum;
   constexpr int width = Simd<T>::width;
   constexpr int per_panel = kPanel / width;
   constexpr int columns = Panels * per_panel;
-  vec acc[Rows][columns] = {};
+  typename Simd<sum>::vec acc[Rows][columns] = {};
   for (int64_t k = 0; k < depth; ++k) {
     vec right[columns];
 #pragma GCC unroll 8
@@ -30,11 +56,11 @@ void tile(const T* a, const T* b, int64_t b_stride, int64_t depth, double* sums,
     for (int i = 0; i < Rows; ++i) {
       const T left = a[k * kPanel + i];
 #pragma GCC unroll 8
-      for (int j = 0; j < columns; ++j) acc[i][j] += left * right[j];
+      for (int j = 0; j < columns; ++j) multiply_add(acc[i][j], left, right[j]);
     }
   }
   // Through memory: compilers turn whole rows into float64, but not lanes of a register.
-  T row[columns * width];
+  sum row[columns * width];
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i) {
     __builtin_memcpy(row, acc[i], sizeof(row));
@@ -54,8 +80,9 @@ template <class T, int Panels>
 void add_tiles(const T* a, const T* b, int64_t b_stride, int64_t depth, double* sums,
                int64_t stride) {
   constexpr int rows = height<T, Panels>(), rest = kPanel % rows;
-  for (int64_t k = 0; k < depth; k += kDepth) {
-    const int64_t count = depth - k < kDepth ? depth - k : kDepth;
+  constexpr int64_t most = kDepth / Element<T>::features;
+  for (int64_t k = 0; k < depth; k += most) {
+    const int64_t count = depth - k < most ? depth - k : most;
     const T* left = a + k * kPanel;
     const T* right = b + k * kPanel;
     for (int i = 0; i + rows <= kPanel; i += rows)
@@ -66,11 +93,12 @@ void add_tiles(const T* a, const T* b, int64_t b_stride, int64_t depth, double* 
   }
 }
 
+// panels: [panel_count, kBlock / features, 16].
 template <class T>
 void add_triangle(const T* panels, int64_t panel_count, int64_t depth, double* sums,
                   int64_t stride) {
   constexpr int wide = height<T, 2>() >= 8 ? 2 : 1;
-  const int64_t panel_stride = kBlock * kPanel;
+  const int64_t panel_stride = kBlock / Element<T>::features * kPanel;
   for (int64_t row = 0; row < panel_count; ++row) {
     const T* a = panels + row * panel_stride;
     double* out = sums + row * kPanel * stride;

@@ -3,6 +3,7 @@
 `torch` is imported before the module, so that both use the OpenMP runtime that torch brings.
 """
 
+import time
 from importlib import import_module
 from pathlib import Path
 
@@ -45,6 +46,17 @@ def gram_finish(layers, operands, packed, diagonal, row_sums, summary, estimator
 
 def hsic_pairs(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
     module.hsic_pairs(a, b, out, torch.get_num_threads())
+
+
+def multiply_add_rate(threads: int) -> float:
+    """float32 operations a second that this processor can do at best: the floor of benchmarks."""
+    rounds = 1_000_000  # some milliseconds
+    best = 0.0
+    for _ in range(20):
+        start = time.perf_counter()
+        flop = module.multiply_adds(rounds, threads)
+        best = max(best, flop / (time.perf_counter() - start))
+    return best
 
 
 def _workspace(size: int) -> torch.Tensor:
