@@ -823,6 +823,97 @@ void check_finish() {
     }
 }
 
+// --- gram_finish
+
+// gram and then finish, to the bit, whoever has added up which layer.
+void check_gram_finish_layers(const std::vector<int64_t>& widths, int64_t n, bool biased,
+                              int threads) {
+  std::vector<Doubles> values;
+  std::vector<std::unique_ptr<char[]>> blocks;
+  std::vector<GramInput> layers;
+  for (size_t i = 0; i < widths.size(); ++i) {
+    const Dtype dtype = kDtypes[i % 4];
+    const int64_t p = widths[i], stride = p + int64_t(i % 3);
+    const size_t size = info(dtype).size;
+    values.emplace_back(size_t(n * p));
+    for (double& value : values.back()) value = rounded(random_normal() + 1, info(dtype));
+    blocks.emplace_back(new char[size_t((n - 1) * stride + p) * size]);
+    for (int64_t k = 0; k < (n - 1) * stride + p; ++k)
+      store(dtype, kNaN, blocks.back().get() + size_t(k) * size);
+    for (int64_t r = 0; r < n; ++r)
+      for (int64_t k = 0; k < p; ++k)
+        store(dtype, values.back()[size_t(r * p + k)],
+              blocks.back().get() + size_t(r * stride + k) * size);
+    GramInput layer{};
+    layer.x = blocks.back().get();
+    layer.n = n;
+    layer.p = p;
+    layer.row_stride = stride;
+    layer.dtype = dtype;
+    layer.operand = Operand::as_accumulated;
+    layers.push_back(layer);
+  }
+  const int64_t count = int64_t(layers.size());
+  const int64_t length = biased ? n * (n + 1) / 2 : n * (n - 1) / 2;
+  Matrix packed(count, length, length + 1, 1), diagonal(count, n, n + 2, 1);
+  Matrix row_sums(count, n, n), summary(count, 5, 6);
+  std::vector<Finished> out;
+  for (int64_t i = 0; i < count; ++i)
+    out.push_back({&packed.at(i, 0), &diagonal.at(i, 0), &row_sums.at(i, 0), &summary.at(i, 0)});
+  const size_t bytes = kernels->gram_finish_workspace(layers.data(), count, threads);
+  std::unique_ptr<void, void (*)(void*)> workspace(std::aligned_alloc(64, bytes), std::free);
+  std::memset(workspace.get(), 0xff, bytes);
+  GramFinishArgs args;
+  args.layers = layers.data();
+  args.out = out.data();
+  args.count = count;
+  args.estimator = biased ? Estimator::biased : Estimator::unbiased;
+  args.workspace = workspace.get();
+  args.threads = threads;
+  kernels->gram_finish(args);
+
+  int64_t narrow = 0;
+  for (int64_t p : widths) narrow += p < 4096;
+  const bool dealt = narrow > 1 && threads > 1;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t p = widths[size_t(i)];
+    GramCall gram{layers[size_t(i)].dtype, Operand::as_accumulated, n, p,
+                  dealt && p < 4096 ? 1 : threads};
+    gram.run(values[size_t(i)]);
+    Doubles k(size_t(n * n));
+    for (int64_t r = 0, at = 0; r < n; ++r)
+      for (int64_t c = 0; c <= r; ++c) k[size_t(r * n + c)] = gram.k[size_t(at++)];
+    FinishCall finish{n, biased};
+    finish.run(k, gram.stats);
+    context = "gram_finish, layer " + std::to_string(i) + " of " + std::to_string(count) +
+              ", n=" + std::to_string(n) + ", p=" + std::to_string(p) +
+              ", threads=" + std::to_string(threads) + (biased ? ", biased" : ", unbiased");
+    const auto row = [&](Matrix& matrix, int64_t columns) {
+      return Doubles(&matrix.at(i, 0), &matrix.at(i, 0) + columns);
+    };
+    check_bits("packed", finish.packed, row(packed, length));
+    check_bits("diagonal", finish.diagonal, row(diagonal, n));
+    check_bits("row_sums", finish.row_sums, row(row_sums, n));
+    // Compilers fuse the one product of the fourth, or do not.
+    Doubles bound(5, 0.0);
+    bound[3] = 2 * kDoubleRoundoff * finish.summary[3];
+    check_near("summary", finish.summary, row(summary, 5), bound);
+  }
+  packed.check_untouched("packed", false);
+  diagonal.check_untouched("diagonal", false);
+  row_sums.check_untouched("row_sums", false);
+  summary.check_untouched("summary", false);
+}
+
+void check_gram_finish() {
+  for (bool biased : {false, true})
+    for (int threads : kThreads) {
+      check_gram_finish_layers({300}, 5, biased, threads);
+      check_gram_finish_layers({1, 700, 17, 2000, 5000}, 33, biased, threads);
+      check_gram_finish_layers({4095, 4096, 4097, 3}, 18, biased, threads);
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -841,6 +932,7 @@ int main() {
   check_gram_special();
   check_hsic();
   check_finish();
+  check_gram_finish();
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed ? 1 : 0;
 }

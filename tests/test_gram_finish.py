@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+import torch
+from data import DTYPES, as_float64
+from tolerance import CKA, HSIC, assert_close, gram_entry
+
+from fastcka.kernels import Finished, finish, gram, gram_finish, native, packed_length
+from fastcka.maths import finish as definition
+from fastcka.maths import gram as define_gram
+
+# Either side of the width from which on all threads share a layer.
+WIDTHS = [1, 40, 700, 4095, 4096, 9000]
+
+
+def layers(n, device="cpu"):
+    return [
+        (torch.randn(n, p, dtype=torch.float64) + 1).to(DTYPES[i % 4]).to(device)
+        for i, p in enumerate(WIDTHS)
+    ]
+
+
+@pytest.mark.parametrize("estimator", ["unbiased", "biased"])
+@pytest.mark.parametrize("n", [4, 16, 37])
+def test_every_row_is_the_definition_of_its_layer(version, estimator, n):
+    xs = layers(n, version)
+    result = gram_finish(xs, estimator=estimator)
+    for row, x in enumerate(xs):
+        values = define_gram.subtract_mean_row(as_float64(x))
+        expected = torch.from_numpy(definition.pack(values @ values.T, estimator))
+        error = (result.packed[row].cpu() - expected).norm().item()
+        # Centring is a projection, and the packed triangle has the norm of the whole matrix.
+        terms = np.linalg.norm(abs(values) @ abs(values).T)
+        assert error <= gram_entry(x.dtype, values.shape[1]) * terms
+        assert_close(result.summary[row, 0] / expected.square().sum(), 1.0, HSIC)
+
+
+def test_it_is_gram_and_then_finish(version):
+    xs = layers(21, version)
+    together = gram_finish(xs)
+    for row, x in enumerate(xs):
+        apart = finish(gram(x))
+        for mine, its in zip(together, apart, strict=True):
+            scale = its.abs().max()
+            # Sums of features in another order: in float32 before they are in float64.
+            assert_close(mine[row] / scale, its / scale, 1e-6)
+
+
+def test_rows_of_larger_tensors_are_written_in_place(version):
+    xs, n = layers(8, version), 8
+    sizes = (packed_length(n, "unbiased"), n, n, 5)
+    whole = [torch.full((9, size + 3), torch.nan, device=version).double() for size in sizes]
+    into = Finished(*(part[2:8, : part.shape[1] - 3] for part in whole))
+    assert gram_finish(xs, into=into) is into
+    expected = gram_finish(xs)
+    for part, result in zip(whole, expected, strict=True):
+        assert torch.equal(part[2:8, :-3], result)
+        for around in (part[:2], part[8:], part[:, -3:]):
+            assert around.isnan().all()
+
+
+def test_a_layer_that_is_not_finite_touches_no_other(version):
+    xs = layers(12, version)
+    healthy = gram_finish(xs)
+    xs[2][3, 5] = float("inf")
+    result = gram_finish(xs)
+    assert result.summary[2, 0].isnan()
+    for row in (0, 1, 3, 4, 5):
+        for mine, its in zip(result, healthy, strict=True):
+            assert torch.equal(mine[row], its[row])
+
+
+def test_each_thread_count_repeats_its_bits_and_all_agree():
+    xs = layers(30)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 5, 1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(gram_finish(xs, backend="native").packed)
+    finally:
+        torch.set_num_threads(before)
+    for first, second in zip(results[:3], results[3:], strict=True):
+        assert torch.equal(first, second)
+        error = (first - results[0]).norm(dim=1) / results[0].norm(dim=1)
+        assert error.max() <= CKA
+
+
+def test_narrow_layers_have_the_bits_of_one_thread_in_any_company():
+    xs = [torch.randn(16, 300) for _ in range(7)]
+    whole = gram_finish(xs, backend="native").packed
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone = [gram_finish([x], backend="native").packed[0] for x in xs]
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(whole, torch.stack(alone))
+
+
+def test_the_rate_of_multiply_adds_is_that_of_a_processor():
+    rate = native.multiply_add_rate(1)
+    assert 1e9 < rate < 1e13
+    assert native.multiply_add_rate(2) < 2.5 * rate
