@@ -142,7 +142,7 @@ void pack_panel(T* rows, T* mean, int64_t depth, Operand operand, T* panel) {
 
 #if defined(__AVX512BF16__)
 // The same as bfloats -> panel [depth / 2, 16] of pairs of features, which one instruction multiplies
-// and adds up; filled up with zeros.
+// and adds up. What comes beyond the last vector of features is not defined.
 inline void pack_pairs(float* rows, float* mean, int64_t depth, uint32_t* panel) {
   constexpr int width = Simd<float>::width;
   for (int64_t k = 0; k < depth; k += 2 * width) {
@@ -151,8 +151,7 @@ inline void pack_pairs(float* rows, float* mean, int64_t depth, uint32_t* panel)
     for (int i = 0; i < width; ++i) {
       float* row = rows + i * kRowStride + k;
       const Simd<float>::vec first = at(row) - at(mean + k);
-      const Simd<float>::vec second =
-          k + width < depth ? at(row + width) - at(mean + k + width) : Simd<float>::vec{};
+      const Simd<float>::vec second = at(row + width) - at(mean + k + width);
       block[i] = Simd<float>::vec(_mm512_cvtne2ps_pbh(__m512(second), __m512(first)));
     }
     transpose<float>(block);
