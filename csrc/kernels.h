@@ -92,10 +92,11 @@ struct CpuKernels {
 // Throws std::runtime_error where the name is unknown or the processor lacks the instructions.
 const CpuKernels& cpu_kernels();
 
-// The instruction sets that were built, fastest first, with whether this processor has each.
+// The instruction sets that were built, fastest first.
 struct IsaState {
   const CpuKernels* kernels;
-  bool supported;
+  bool supported;  // by this processor
+  bool automatic;  // taken where FASTCKA_ISA names none
 };
 const IsaState* cpu_isas(int* count);
 

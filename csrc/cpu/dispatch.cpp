@@ -7,6 +7,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace fastcka {
@@ -26,6 +30,11 @@ extern const CpuKernels kernels;
 #endif
 #ifdef FASTCKA_HAS_AVX512BF16
 namespace avx512bf16 {
+extern const CpuKernels kernels;
+}
+#endif
+#ifdef FASTCKA_HAS_AMX
+namespace amx {
 extern const CpuKernels kernels;
 }
 #endif
@@ -53,6 +62,23 @@ bool has_avx512bf16() {
   return has_avx512() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & (1u << 5));
 }
 #endif
+#ifdef FASTCKA_HAS_AMX
+bool has_amx() {
+#ifdef FASTCKA_EMULATE_AMX
+  return has_avx512bf16();
+#else
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  if (!has_avx512bf16() || !__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
+  if (!(edx & (1u << 22)) || !(edx & (1u << 24))) return false;  // bfloat products, tiles
+#if defined(__linux__)
+  // A process must ask for the state of the tiles, 18, before it uses them.
+  return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+#else
+  return false;
+#endif
+#endif
+}
+#endif
 
 const CpuKernels& choose() {
   int count = 0;
@@ -61,7 +87,7 @@ const CpuKernels& choose() {
   std::string built;
   for (int i = 0; i < count; ++i) {
     if (!wanted || !*wanted) {
-      if (states[i].supported) return *states[i].kernels;
+      if (states[i].supported && states[i].automatic) return *states[i].kernels;
       continue;
     }
     if (std::string(wanted) == states[i].kernels->isa) {
@@ -78,16 +104,20 @@ const CpuKernels& choose() {
 
 const IsaState* cpu_isas(int* count) {
   static const IsaState states[] = {
+#ifdef FASTCKA_HAS_AMX
+      // By name only: checked on emulated tiles, not yet on a processor that has them.
+      {&amx::kernels, has_amx(), false},
+#endif
 #ifdef FASTCKA_HAS_AVX512BF16
-      {&avx512bf16::kernels, has_avx512bf16()},
+      {&avx512bf16::kernels, has_avx512bf16(), true},
 #endif
 #ifdef FASTCKA_HAS_AVX512
-      {&avx512::kernels, has_avx512()},
+      {&avx512::kernels, has_avx512(), true},
 #endif
 #ifdef FASTCKA_HAS_AVX2
-      {&avx2::kernels, has_avx2()},
+      {&avx2::kernels, has_avx2(), true},
 #endif
-      {&base::kernels, true},
+      {&base::kernels, true, true},
   };
   *count = int(sizeof(states) / sizeof(states[0]));
   return states;

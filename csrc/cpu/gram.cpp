@@ -9,6 +9,7 @@
 // Subtracting c changes no centred Gram matrix, and it must come before the products: afterwards
 // the digits that a large common row has cost are gone (fastcka/maths/README.md).
 #include "../kernels.h"
+#include "amx.h"
 #include "gram_sums.h"
 #include "isa.h"
 #include "panel.h"
@@ -112,11 +113,22 @@ void multiply_block(const Part<T>& part, int64_t panel_count, int64_t depth, Ope
 #if defined(__AVX512BF16__)
   if constexpr (sizeof(T) == sizeof(float))
     if (operand == Operand::bf16) {
+      constexpr int64_t panel_stride = kBlock / 2 * kPanel;
       uint32_t* pairs = reinterpret_cast<uint32_t*>(part.panels);
+#if defined(__AMX_BF16__)
+      uint32_t* flat = pairs + panel_count * panel_stride;
+#else
+      uint32_t* flat = nullptr;
+#endif
       for (int64_t panel = 0; panel < panel_count; ++panel)
         pack_pairs(part.rows + panel * kPanel * kRowStride, part.mean, depth,
-                   pairs + panel * kBlock / 2 * kPanel);
-      return add_triangle(pairs, panel_count, (depth + 1) / 2, part.sums, stride);
+                   pairs + panel * panel_stride, flat ? flat + panel * panel_stride : nullptr);
+      const int64_t count = (depth + 1) / 2;
+#if defined(__AMX_BF16__)
+      return add_triangle(flat, pairs, panel_count, count, part.sums, stride);
+#else
+      return add_triangle(pairs, panel_count, count, part.sums, stride);
+#endif
     }
 #endif
   for (int64_t panel = 0; panel < panel_count; ++panel)

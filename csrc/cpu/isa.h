@@ -8,7 +8,7 @@
 #include <cstdint>
 
 #ifndef FASTCKA_ISA
-#error "compile with -DFASTCKA_ISA=base|avx2|avx512|avx512bf16"
+#error "compile with -DFASTCKA_ISA=base|avx2|avx512|avx512bf16|amx"
 #endif
 
 namespace fastcka {
