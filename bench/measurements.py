@@ -53,7 +53,8 @@ def multiply_add_rate(runner):
     rate = native.multiply_add_rate(torch.get_num_threads())
     runner.rates = dict.fromkeys((torch.float16, torch.bfloat16, torch.float32), rate)
     case = {"op": "multiply_add_rate", "dtype": "float32"}
-    runner.rows.add(**case, variant="registers", tflop_per_s=rate / 1e12)
+    note = f"{rate / 1e9:.0f} Gflop/s"
+    runner.rows.add(**case, variant="registers", tflop_per_s=rate / 1e12, note=note)
 
 
 def gram_data(n, p, dtype, device):
