@@ -64,7 +64,7 @@ class Worker:
         with suppress(OSError):  # it has ended: what it sent last says why
             self._connection.send("next")
         if not self._connection.poll(seconds):
-            self.stop()
+            self.stop(patience=0)
             raise Gone(f"stopped after {seconds:g} s")
         try:
             answer = self._connection.recv()
@@ -76,9 +76,9 @@ class Worker:
             raise Gone(answer)
         return answer
 
-    def stop(self):
+    def stop(self, patience=10):
         self._connection.close()  # on which an idle process ends
-        self._process.join(1)
+        self._process.join(patience)
         self._process.kill()
         self._process.join()
 
