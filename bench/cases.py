@@ -11,12 +11,13 @@ FEATURES = {
     "vit_b_cls": 768,  # one token of it: the call costs more than the work
     "resnet_layer4": 2048 * 7 * 7,  # last stage of ResNet-50 before pooling
     "resnet_pooled": 2048,  # what most published comparisons of CNNs use
+    "vit_h_cls_mlp": 4 * 1280,  # one token in an MLP of ViT-H/14: cheap with many examples
     "resnet_layer3": 1024 * 14 * 14,  # the stages of a CNN double in size towards the input
     "vit_l_tokens": 197 * 1024,  # as large as layer3, at another alignment
     "resnet_layer2": 512 * 28 * 28,
     "vit_b_qkv": 197 * 3 * 768,
     "vit_b_mlp": 197 * 4 * 768,  # the widest layer of ViT-B/16
-    "resnet_layer1": 256 * 56 * 56,  # the widest of ResNet-50, its stem too
+    "resnet_layer1": 256 * 56 * 56,  # the widest of ResNet-50; its stem, 64 × 112², is as wide
     "vit_l_mlp": 197 * 4 * 1024,  # the widest of all; with n = 1024 the one that may not fit
 }
 
@@ -36,21 +37,22 @@ class Scale(NamedTuple):
     side: int  # of the square matrices whose product gives the matrix rate
     buffer: int  # bytes that are read for the bandwidth: far more than any L2 holds
     seconds: float  # of measuring, a case
+    at_least: int = 7  # rounds, however long they take
 
 
 FULL = Scale(FEATURES, COUNTS, LAYERS, side=8192, buffer=1 << 30, seconds=0.5)
+# A round of the widest layers takes minutes on a CPU.
+CPU = Scale(FEATURES, COUNTS, LAYERS, side=0, buffer=1 << 28, seconds=1, at_least=5)
 # The same code in a second, for tests: two shapes, one of them larger than a chunk of features.
 SMOKE = Scale({"one": 100, "chunks": 20_000}, (16,), (3,), side=64, buffer=1 << 20, seconds=0.01)
 
-# What `pytest bench/` measures: shapes that two cores finish in well under two minutes.
+# What `pytest bench/` measures on CPUs, from narrow to wide.
 ON_CPU = [
-    ("vit_b_cls", 64),
-    ("vit_b_cls", 256),
-    ("resnet_pooled", 64),
-    ("resnet_layer4", 64),
-    ("vit_b_tokens", 64),
-    ("vit_b_tokens", 256),  # the largest: 155 MB in float32
+    *("vit_b_cls", "resnet_pooled", "vit_h_cls_mlp", "resnet_layer4", "vit_b_tokens"),
+    *("resnet_layer3", "resnet_layer2", "vit_b_mlp", "resnet_layer1"),
 ]
+# Cases of more flop are marked slow: without them two cores need a few minutes, with them hours.
+QUICK = 20e9
 
 
 def activations(n, p, dtype, device="cpu"):

@@ -1,157 +1,168 @@
 """What CKA costs beside the networks: time, memory and error of a whole comparison.
 
-    python bench/end_to_end.py             # ViT-B/16 and ResNet-50, all leaves, n = 64: minutes
+    python bench/end_to_end.py             # ViT-B/16 and ResNet-50, n = 64: most of an hour
     python bench/end_to_end.py --smoke     # the same code on small networks
 
-The CKA part is the time within the Gram matrices and all that follows them. It is also the
-difference to the bare forward passes of the same round, but these alone vary by more than it.
+Every variant has a process of its own, and they take turns. README.md beside this file says how to
+read the rows.
 """
 
 import argparse
-import resource
 import statistics
-import time
-from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
-from unittest.mock import patch
 
-import plain
-import timm
-import torch
+import numpy as np
+from peers import PEERS
 from provenance import provenance
 from rows import Rows
+from worker import Gone, Networks, Worker
 
-import fastcka
-from fastcka import MinibatchCKA
-from fastcka.capture import Capture
-from fastcka.gram_stack import GramStack
-
-ROOT = Path(__file__).resolve().parent
+RESULTS = Path(__file__).resolve().parent / "results"
 FULL = ("vit_base_patch16_224", "resnet50", 224, 64)
 SMALL = ("test_vit", "test_resnet", 64, 16)
+VARIANTS = ("fastcka", "plain", "compiled", *PEERS)
 
 
 def main(arguments=None):
+    options = _options(arguments)
+    rows = Rows(options.output, provenance())
+    for layers in ("blocks", "leaves") if options.layers == "both" else (options.layers,):
+        networks = Networks(*(SMALL if options.smoke else FULL), layers)
+        for row in compare(networks, options.variants, options.rounds, options.limit):
+            rows.add(**row)
+            print(line(row), flush=True)
+
+
+def compare(networks, variants, rounds, limit):
+    """The rows of one pair of networks: one a variant, that of the bare forward passes first."""
+    case = {
+        "op": "compare",
+        "shape": f"{networks.a} x {networks.b} {networks.layers}",
+        "n": networks.n,
+        "dtype": "float32",
+    }
+    exact = Worker("float64", networks)
+    truth = exact.ask(limit)["cka"]
+    exact.stop()
+    case["layers"] = sum(truth.shape)
+
+    answers, why = in_turns(networks, ("forward", *variants), rounds, limit)
+    for variant, (first, *calls) in answers.items():
+        row = case | {"variant": variant, "note": first["note"]}
+        if variant in why:
+            row["why"] = why[variant]
+        else:
+            row |= summary(calls, answers["forward"][1:])
+        if first["cka"] is not None:
+            row |= judged(first["cka"], truth, first["note"])
+        yield row
+
+
+def in_turns(networks, variants, rounds, limit):
+    """What each variant answered, its result first; and why one has not answered to the end."""
+    workers, why = {}, {}
+    answers = {variant: [] for variant in variants}
+    for turn in range(rounds + 1):
+        for variant in variants:
+            if variant in why:
+                continue
+            try:
+                if turn == 0:
+                    workers[variant] = Worker(variant, networks)
+                answers[variant].append(workers[variant].ask(limit))
+            except Gone as gone:
+                why[variant] = str(gone)
+    for worker in workers.values():
+        worker.stop()
+    for variant in why:
+        answers[variant] = answers[variant] or [{"cka": None, "note": None}]
+    return answers, why
+
+
+def summary(series, forward):
+    """The columns of time and memory."""
+    times = [one["us"] for one in series]
+    fifths = statistics.quantiles(times, n=5, method="inclusive")
+    columns = {
+        "median_us": statistics.median(times),
+        "p20_us": fifths[0],
+        "p80_us": fifths[3],
+        "rounds": len(times),
+        "peak_mb": None if series[0]["above"] is None else max(s["above"] for s in series) / 1e6,
+    }
+    if series[0]["cka_us"] is not None:
+        columns["cka_us"] = statistics.median(one["cka_us"] for one in series)
+    if series != forward:
+        # Forward passes vary by more than CKA takes: the difference is taken within a round.
+        beyond = [one["us"] - bare["us"] for one, bare in zip(series, forward, strict=True)]
+        bare = statistics.median(one["us"] for one in forward)
+        columns["cka_share"] = statistics.median(beyond) / bare
+    return columns
+
+
+def judged(cka, truth, note):
+    """The largest difference of a CKA to float64; and what is to be said about it."""
+    if cka.shape != truth.shape:
+        remark = f"{list(cka.shape)} values, asked for were {list(truth.shape)}"
+        return {"error": None, "note": joined(note, remark)}
+    off = np.abs(cka - truth)
+    remarks = []
+    if not np.isfinite(cka).all():
+        remarks.append(f"{np.count_nonzero(~np.isfinite(cka))} of {cka.size} values are not finite")
+    if cut := np.count_nonzero(np.isin(cka, (0, 1)) & ~np.isin(truth, (0, 1))):
+        remarks.append(f"{cut} of {cka.size} values are cut off at 0 or 1")
+    if same := overwritten(cka, truth) + overwritten(cka.T, truth.T):
+        remarks.append(f"{same} layers have the values of the next one, which wrote over them")
+    worst = float(off.max())
+    return {
+        "error": worst if np.isfinite(worst) else None,
+        "note": joined(note, *remarks),
+    }
+
+
+def overwritten(cka, truth):
+    """Rows that are equal to the next row, and should not be: an in-place ReLU after a norm."""
+    same = np.isclose(cka[:-1], cka[1:], rtol=0, atol=1e-7).all(1)
+    same &= ~np.isin(cka[:-1], (0, 1)).all(1)  # these are equal since they are cut off
+    return int((same & ~np.isclose(truth[:-1], truth[1:], rtol=0, atol=1e-4).all(1)).sum())
+
+
+def joined(*remarks):
+    return "; ".join(remark for remark in remarks if remark) or None
+
+
+def line(row):
+    title = f"{row['shape']} {row['variant']}:"
+    if row.get("why"):
+        return f"{title} {row['why']}"
+    numbers = [f"{row['median_us'] / 1e6:.3f} s"]
+    if row["peak_mb"] is not None:
+        numbers.append(f"{row['peak_mb']:.0f} MB")
+    if row.get("cka_share") is not None:
+        numbers.append(f"CKA {row['cka_share']:.1%} of the forward passes")
+    if row.get("cka_us") is not None:
+        numbers.append(f"its part {row['cka_us'] / 1e6:.3f} s")
+    if row.get("error") is not None:
+        numbers.append(f"error {row['error']:.1e}")
+    return f"{title} {', '.join(numbers)}" + (f"; {row['note']}" if row["note"] else "")
+
+
+def _options(arguments):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="small networks: no speed to learn")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--layers", default="leaves", help="leaves or blocks")
-    parser.add_argument("--output", type=Path, default=ROOT / "results" / "cpu_end_to_end.jsonl")
-    options = parser.parse_args(arguments)
-    name_a, name_b, size, n = SMALL if options.smoke else FULL
-    torch.manual_seed(0)
-    # Last norms that are not zero: no layer is constant.
-    a = timm.create_model(name_a).eval()
-    b = timm.create_model(name_b, zero_init_last=False).eval()
-    x = torch.randn(n, 3, size, size)
-    rows = Rows(options.output, provenance())
-    case = {"op": "compare", "shape": f"{name_a} x {name_b} {options.layers}", "n": n}
-
-    def forward():
-        with torch.no_grad():
-            return a(x), b(x)
-
-    # Before anything else has used memory: its peak is that of the process.
-    forward()
-    bare = peak()
-    ours = partial(fastcka.compare, a, b, [x], layers_a=options.layers, progress=False)
-    result = ours()
-    above = peak() - bare
-    layers_a, layers_b = (taps(model, options.layers, x) for model in (a, b))
-    widest = max(*layers_a.values(), *layers_b.values())
-    stacks = (len(layers_a) + len(layers_b)) * 8 * (n * (n - 1) // 2 + 2 * n + 7)
-    theirs = partial(plain.compare, a, b, [x], list(layers_a), list(layers_b))
-    calls = {"forward": forward, "fastcka": ours, "plain": theirs}
-    parts = {
-        "forward": (),
-        "fastcka": ((GramStack, "put"), (GramStack, "joined"), (MinibatchCKA, "add")),
-        "plain": ((plain, "gram"), (plain, "centred"), (plain, "pairs")),
-    }
-    times = {variant: [] for variant in calls}
-    within = {variant: [] for variant in calls}
-    for _ in range(options.rounds):
-        for variant, call in calls.items():
-            with stopwatch(parts[variant]) as spent:
-                start = time.perf_counter()
-                call()
-                times[variant].append((time.perf_counter() - start) * 1e6)
-            within[variant].append(spent[0])
-    # The same activations, multiplied in float64.
-    double_a, double_b = (
-        [fastcka.Tap(name, select=torch.Tensor.double) for name in layers]
-        for layers in (layers_a, layers_b)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--layers", choices=("blocks", "leaves", "both"), default="both")
+    parser.add_argument(
+        "--variants", nargs="*", choices=VARIANTS, default=VARIANTS, help="default: all"
     )
-    truth = fastcka.compare(a, b, [x], layers_a=double_a, layers_b=double_b).cka
-    errors = {"fastcka": result.cka, "plain": theirs()}
-    errors = {variant: float(abs(cka - truth).max()) for variant, cka in errors.items()}
-    for variant, series in times.items():
-        beyond = [one - bare for one, bare in zip(series, times["forward"], strict=True)]
-        note = (
-            f"CKA part {statistics.median(within[variant]):.3f} s; beyond the forward passes "
-            f"{statistics.median(beyond) / 1e6:.3f} s"
-        )
-        if variant == "fastcka":
-            note += (
-                f"; peak memory above the forward passes {above / 2**20:.0f} MiB, Gram stacks "
-                f"{stacks / 2**20:.0f} MiB, largest activation {widest / 2**20:.0f} MiB"
-            )
-        fifths = statistics.quantiles(series, n=5, method="inclusive")
-        rows.add(
-            **case,
-            variant=variant,
-            layers=len(layers_a) + len(layers_b),
-            dtype="float32",
-            median_us=statistics.median(series),
-            p20_us=fifths[0],
-            p80_us=fifths[3],
-            rounds=len(series),
-            error=errors.get(variant),
-            note=note if variant != "forward" else None,
-        )
-        print(
-            f"{variant:<8} {statistics.median(series) / 1e6:.3f} s; {note}; {errors.get(variant)}"
-        )
-    ratio = statistics.median(within["fastcka"]) / statistics.median(within["plain"])
-    print(f"CKA part of fastcka over plain torch: {ratio:.2f}")
-    print(f"memory above the forward passes over the limit: {above / (stacks + 2 * widest):.2f}")
-
-
-@contextmanager
-def stopwatch(functions):
-    """The seconds spent in functions, (owner, name) each; none of them calls another."""
-    spent = [0.0]
-
-    def timed(call):
-        def run(*args, **kwargs):
-            start = time.perf_counter()
-            try:
-                return call(*args, **kwargs)
-            finally:
-                spent[0] += time.perf_counter() - start
-
-        return run
-
-    with ExitStack() as stack:
-        for owner, name in functions:
-            stack.enter_context(patch.object(owner, name, timed(getattr(owner, name))))
-        yield spent
-
-
-def taps(model, layers, x):
-    """The bytes of the activation of every layer, by its name, as executed."""
-    sizes = {}
-    hooks = Capture(model, layers)
-    with torch.no_grad():
-        hooks.run(
-            lambda net: net(x), len(x), lambda name, y: sizes.update({name: y.numel() * y.itemsize})
-        )
-    return sizes
-
-
-def peak():
-    """The highest resident memory of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    parser.add_argument("--limit", type=float, default=300, help="seconds a call; default 300")
+    parser.add_argument("--output", type=Path, default=RESULTS / "cpu_end_to_end.jsonl")
+    options = parser.parse_args(arguments)
+    if options.rounds < 2:
+        parser.error(f"--rounds must be 2 or more, for a spread, but is {options.rounds}")
+    if options.smoke and options.output.is_relative_to(RESULTS):
+        parser.error("--smoke needs --output, so that its rows do not mix with results")
+    return options
 
 
 if __name__ == "__main__":

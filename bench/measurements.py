@@ -1,15 +1,16 @@
-"""What bench/gpu.py measures: the device itself, and the operations of fastcka.kernels."""
+"""What is measured: the device itself, and the operations of fastcka.kernels beside baselines."""
 
 from functools import partial
 
+import baselines
 import torch
 from cases import activations, packed_stack
 from reference import FLOAT64, TOLERANCE, gram64, packed, relative_error
 from runner import Variant
 
 
-def rates(runner):
-    """What the device can do, by the plainest means: reading, copying, multiplying matrices."""
+def bandwidth(runner):
+    """Of memory, by the plainest means: reading and copying."""
     source = torch.rand(runner.scale.buffer // 4, device=runner.device)
     target = torch.empty_like(source)
     total = source.sum(dtype=torch.float64)
@@ -27,6 +28,9 @@ def rates(runner):
         bandwidths += [moved / timing.median_us * 1e6 for timing in timings.values()]
     runner.bandwidth = max(bandwidths, default=None)
 
+
+def matrix_rate(runner):
+    """Of the device, by large products in four types."""
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         # Some GPUs do 1/64 as much in float64.
         side = runner.scale.side // (1 if dtype.itemsize == 2 else 2)
@@ -39,7 +43,27 @@ def rates(runner):
             runner.rates[dtype] = flop / timing.median_us * 1e6
 
 
-def gram(runner, *, dtype=torch.float16, **case):
+def multiply_add_rate(runner):
+    """Of a CPU, in registers alone: products of torch reach half of it on some."""
+    from fastcka.kernels import native
+
+    if native.module is None or not hasattr(native, "multiply_add_rate"):
+        return  # rows carry no floor
+    # On a CPU 16-bit values are multiplied in float32.
+    rate = native.multiply_add_rate(torch.get_num_threads())
+    runner.rates = dict.fromkeys((torch.float16, torch.bfloat16, torch.float32), rate)
+    case = {"op": "multiply_add_rate", "dtype": "float32"}
+    note = f"{rate / 1e9:.0f} Gflop/s"
+    runner.rows.add(**case, variant="registers", tflop_per_s=rate / 1e12, note=note)
+
+
+def gram_data(n, p, dtype, device):
+    """Activations and their centred, packed Gram matrix."""
+    x = activations(n, p, dtype, device)
+    return x, packed(gram64(x))
+
+
+def gram(runner, *, dtype=torch.float16, data=gram_data, **case):
     """A Gram matrix, beside the products that a user would write."""
     n, p = case["n"], case["p"]
     size, flop = n * p * dtype.itemsize, 2 * n * n * p
@@ -48,35 +72,49 @@ def gram(runner, *, dtype=torch.float16, **case):
     if why:
         runner.rows.add(**case, dtype=name_of(dtype), variant="all", why=why)
         return
-    x = activations(n, p, dtype, runner.device)
-    expected = packed(gram64(x))
+    x, expected = data(n, p, dtype, runner.device)
 
     def error(k):
-        return relative_error(packed(k), expected)
+        return relative_error(packed(torch.as_tensor(k)), expected)
 
     variants = [
-        Variant(
-            "mm_out_fp32",
-            partial(torch.mm, x, x.T, out_dtype=torch.float32),
-            error,
-            obstacle=None if x.is_cuda else "torch.mm takes out_dtype on CUDA only",
-        ),
-        Variant("float_mm", partial(float_mm, x), error, needs=4 * n * p),
         *_ours(
             runner,
             "gram",
             lambda kernels, backend: partial(kernels.gram, x, backend=backend),
             lambda batch: error(batch.k),
-            TOLERANCE[dtype],
+            # On a CPU 16-bit values are multiplied in float32.
+            TOLERANCE[dtype if x.is_cuda else torch.float32],
         ),
+        *baselines.gram(x, error),
     ]
-    floor = runner.floor(size, triangle(n) * flop, dtype)
+    floor = runner.floor(size, runner.triangle(n) * flop, dtype)
     runner.run(variants, flop=flop, size=size, floor=floor, dtype=name_of(dtype), **case)
 
 
-def triangle(n):
-    """The share of the square that must be computed, in blocks of 64 × 64, for its triangle."""
-    return min(1, (1 + 64 / n) / 2)
+def gram_finish(runner, **case):
+    """The finished Gram matrices of many small layers, beside products alone."""
+    n, p = case["n"], case["p"]
+    together = activations(n, p * case["layers"], torch.float32, runner.device)
+    layers = [x.contiguous() for x in together.split(p, dim=1)]
+    expected = torch.stack([packed(gram64(x)) for x in layers])
+    size, flop = 4 * n * p * len(layers), 2 * n * n * p * len(layers)
+
+    def error(products):
+        return relative_error(torch.stack([packed(k) for k in products]), expected)
+
+    variants = [
+        *_ours(
+            runner,
+            "gram_finish",
+            lambda kernels, backend: partial(kernels.gram_finish, layers, backend=backend),
+            lambda out: relative_error(out.packed, expected),
+            TOLERANCE[torch.float32],
+        ),
+        *baselines.gram_finish(layers, error),
+    ]
+    floor = runner.floor(size, runner.triangle(n) * flop, torch.float32)
+    runner.run(variants, flop=flop, size=size, floor=floor, dtype="float32", **case)
 
 
 def finish(runner, **case):
@@ -97,24 +135,37 @@ def finish(runner, **case):
     runner.run(variants, size=size, floor=floor, dtype="float64", **case)
 
 
-def hsic(runner, **case):
+def hsic(runner, *, others=None, **case):
+    """All pairs of one stack, or of one with another that has `others` layers."""
     n, layers = case["n"], case["layers"]
     length = n * (n - 1) // 2
-    size, flop = 8 * layers * length, 2 * layers * layers * length
+    columns = others or layers
+    size, flop = 8 * (layers + (others or 0)) * length, 2 * layers * columns * length
     why = runner.too_large(4 * size)
     if why:
         runner.rows.add(**case, dtype="float64", variant="all", why=why)
         return
-    stack = packed_stack(layers, n, runner.device)
-    expected = sum(part @ part.T for part in stack.split(4096, dim=1))
-    variants = _ours(
-        runner,
-        "hsic_pairs",
-        lambda kernels, backend: partial(kernels.hsic_pairs, stack, backend=backend),
-        lambda out: relative_error(out, expected),
-        FLOAT64,
-    )
-    floor = runner.floor(size, flop / 2, torch.float64)  # the result is symmetric
+    a = packed_stack(layers, n, runner.device)
+    b = packed_stack(others, n, runner.device) if others else None
+    second = a if b is None else b
+    parts = zip(a.split(4096, dim=1), second.split(4096, dim=1), strict=True)
+    expected = sum(left @ right.T for left, right in parts)
+
+    def error(out):
+        return relative_error(out, expected)
+
+    variants = [
+        *_ours(
+            runner,
+            "hsic_pairs",
+            lambda kernels, backend: partial(kernels.hsic_pairs, a, b, backend=backend),
+            error,
+            FLOAT64,
+        ),
+        *baselines.hsic(a, second, error),
+    ]
+    # A stack with itself: the result is symmetric.
+    floor = runner.floor(size, flop if others else flop / 2, torch.float64)
     runner.run(variants, flop=flop, size=size, floor=floor, dtype="float64", **case)
 
 
@@ -131,12 +182,6 @@ def _ours(runner, operation, call, error, tolerance):
         version = None if obstacle else call(kernels, backend)
         variants.append(Variant(f"fastcka:{backend}", version, error, tolerance, 0, obstacle))
     return variants
-
-
-def float_mm(x):
-    """What a user would write who wants float32: no centring; of 16-bit values a copy first."""
-    x = x.float()
-    return x @ x.T
 
 
 def _first_rows_error(out, expected):

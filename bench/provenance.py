@@ -21,11 +21,12 @@ def provenance(device="cpu"):
     return {
         "device": torch.cuda.get_device_properties(device).name if cuda else _processor(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "threads": torch.get_num_threads(),
         "isa": _isa(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": _version("triton"),
+        "numpy": _version("numpy"),
+        "scipy": _version("scipy"),
         "fastcka": _version("fastcka"),
         "cuda": torch.version.cuda if cuda else None,
         "driver": nvidia_smi("driver_version").get("driver_version") if cuda else None,
@@ -86,6 +87,8 @@ def _commit():
 
 def _command():
     program = Path(sys.argv[0]).resolve()
+    if program.name == "__main__.py":  # python -m pytest
+        program = program.parent
     inside = program.is_relative_to(ROOT)
     return " ".join([str(program.relative_to(ROOT)) if inside else program.name, *sys.argv[1:]])
 

@@ -2,33 +2,38 @@
 
 import json
 
+import torch
+
 KEYS = (
-    *("op", "variant", "shape", "n", "p", "layers", "dtype"),
+    *("op", "variant", "shape", "n", "p", "layers", "dtype", "threads"),
     *("median_us", "p20_us", "p80_us", "rounds", "enqueue_us"),
-    *("gb_per_s", "tflop_per_s", "floor_us", "share_of_floor", "error"),
+    *("gb_per_s", "tflop_per_s", "floor_us", "share_of_floor", "error", "peak_mb"),
+    *("cka_us", "cka_share"),  # of a whole comparison
     *("why", "note"),  # why there is no time; anything else worth knowing
 )
-CASE = KEYS[:1] + KEYS[2:7]
+CASE = KEYS[:1] + KEYS[2:8]
 
 
 class Rows:
-    """Appends rows to a file, each with all of `KEYS` and where it comes from."""
+    """Appends rows to a file, each with all of `KEYS` and where it comes from; None only keeps."""
 
     def __init__(self, path, provenance):
         self.path = path
-        self._provenance = provenance
+        self.provenance = provenance
         self.all = []
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
 
     def add(self, **values):
         unknown = values.keys() - set(KEYS)
         if unknown:
             raise KeyError(f"no such column: {', '.join(unknown)}")
-        row = dict.fromkeys(KEYS) | values
+        row = dict.fromkeys(KEYS) | {"threads": torch.get_num_threads()} | values
         self.all.append(row)
-        # Opened and closed for every row: a kill loses nothing.
-        with self.path.open("a") as file:
-            file.write(json.dumps(row | self._provenance, allow_nan=False) + "\n")
+        if self.path:
+            # Opened and closed for every row: a kill loses nothing.
+            with self.path.open("a") as file:
+                file.write(json.dumps(row | self.provenance, allow_nan=False) + "\n")
 
     def table(self):
         """One line a case: each variant's time, share of the floor and error."""
@@ -36,6 +41,14 @@ class Rows:
         for row in self.all:
             cases.setdefault(tuple(row[key] for key in CASE), []).append(row)
         return "\n".join(map(_line, cases.values()))
+
+
+def ours_and_best(rows):
+    """Of the rows of a case: that of fastcka's first choice, and the fastest of all others."""
+    timed = [row for row in rows if row["median_us"] is not None]
+    ours = [row for row in timed if row["variant"].startswith("fastcka")]
+    others = [row for row in timed if not row["variant"].startswith("fastcka")]
+    return next(iter(ours), None), min(others, key=lambda row: row["median_us"], default=None)
 
 
 def _line(rows):

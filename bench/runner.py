@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from memory import Peak
 from provenance import clocks
 from reference import SANE
 from timing import CpuTimer, CudaTimer, measure
@@ -19,16 +21,18 @@ class Variant(NamedTuple):
     tolerance: float = SANE
     needs: int = 0  # bytes of memory beside the input
     obstacle: str | None = None
+    judged: bool = True  # False: that it is wrong is a finding, and no failure of the run
 
 
 class Runner:
     """A device, what it can do, and where the rows go."""
 
-    def __init__(self, device, scale, rows):
+    def __init__(self, device, scale, rows, measure=measure):
         self.device = device
         self.scale = scale
         self.rows = rows
         self.timer = CudaTimer(device) if device.type == "cuda" else CpuTimer()
+        self.measure = measure
         self.bandwidth = None  # bytes a second
         self.rates = {}  # dtype -> flop a second
         self.healthy = True  # no variant was wrong, no test failed
@@ -52,9 +56,11 @@ class Runner:
                 errors[variant.name] = error
             else:
                 self.rows.add(**case, variant=variant.name, error=error, why=why)
-        timings = measure(self.timer, calls, self.scale.seconds)
+        if not calls:
+            return {}
+        timings = self.measure(self.timer, calls, self.scale.seconds, self.scale.at_least)
         note = None
-        if calls and self.device.type == "cuda":
+        if self.device.type == "cuda":
             note = ", ".join(f"{key} {value}" for key, value in clocks(self.device).items())
         for name, timing in timings.items():
             seconds = timing.median_us / 1e6
@@ -67,6 +73,7 @@ class Runner:
                 floor_us=floor and floor * 1e6,
                 share_of_floor=floor and floor / seconds,
                 error=errors[name],
+                peak_mb=self._peak_mb(calls[name]),
                 note=note,
             )
         return timings
@@ -82,12 +89,12 @@ class Runner:
             error = variant.error(variant.call())
         except torch.OutOfMemoryError:
             return None, "out of memory"
-        except RuntimeError as failure:
-            self.healthy = False
+        except Exception as failure:  # the other variants are worth having
+            self.healthy &= not variant.judged
             return None, failed(failure)
         if error <= variant.tolerance:
             return error, None
-        self.healthy = False
+        self.healthy &= not variant.judged
         why = f"wrong: the error is {error:.2g}, allowed is {variant.tolerance:.2g}"
         return (error if math.isfinite(error) else None), why  # JSON has no NaN
 
@@ -100,15 +107,39 @@ class Runner:
 
     def free_memory(self):
         if self.device.type != "cuda":
-            return math.inf
+            return _available_memory()
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(self.device)[0]
+
+    def _peak_mb(self, call):
+        if self.device.type == "cuda":
+            return None
+        with Peak() as memory:
+            call()
+        return memory.above and memory.above / 1e6
+
+    def triangle(self, n):
+        """The share of a square that must be computed for its triangle, in blocks of rows.
+
+        64 are what tensor cores multiply at once, 16 the lanes of AVX-512 in float32.
+        """
+        return min(1, (1 + (64 if self.device.type == "cuda" else 16) / n) / 2)
 
     def floor(self, size, flop, dtype):
         """Seconds to move so many bytes or do so many operations, whichever takes longer."""
         if self.bandwidth is None or dtype not in self.rates:
             return None
         return max(size / self.bandwidth, flop / self.rates[dtype])
+
+
+def _available_memory():
+    """What Linux would hand out without swapping; elsewhere nobody says."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return math.inf
+    (line,) = (line for line in lines if line.startswith("MemAvailable:"))
+    return int(line.split()[1]) * 1024
 
 
 def failed(failure):

@@ -1,38 +1,27 @@
-from functools import lru_cache, partial
+from functools import lru_cache
 
+import measurements
 import pytest
 import torch
-from cases import FEATURES, ON_CPU, activations
-from measurements import float_mm, name_of
-from reference import SANE, TOLERANCE, gram64, packed, relative_error
-
-from fastcka.kernels import gram
+from cases import COUNTS, FEATURES, ON_CPU, QUICK
 
 DTYPES = [torch.float32, torch.float16]
-CASES = [(shape, n, dtype) for shape, n in ON_CPU for dtype in DTYPES]
-CASES.append(("vit_b_tokens", 64, torch.bfloat16))
+CASES = [(shape, n, dtype) for shape in ON_CPU for n in sorted(COUNTS) for dtype in DTYPES]
+CASES += [("vit_b_tokens", n, torch.bfloat16) for n in (64, 256)]
 
 
-@lru_cache(maxsize=1)  # the variants of a case follow each other
-def data(shape, n, dtype):
-    x = activations(n, FEATURES[shape], dtype)
-    return x, packed(gram64(x))
+@lru_cache(maxsize=1)  # numbers of threads follow each other
+def data(*case):
+    return measurements.gram_data(*case)
 
 
-@pytest.mark.benchmark(max_time=0.5, min_rounds=3)
-@pytest.mark.parametrize("variant", ["native", "torch", "float_mm"])
-@pytest.mark.parametrize(
-    ("shape", "n", "dtype"),
-    CASES,
-    ids=[f"{shape}-{n}-{name_of(dtype)}" for shape, n, dtype in CASES],
-)
-def test_gram(timed, need, shape, n, dtype, variant):
-    x, expected = data(shape, n, dtype)
-    case = {"op": "gram", "shape": shape, "n": n, "p": x.shape[1], "dtype": name_of(dtype)}
-    if variant == "float_mm":
-        call, tolerance = partial(float_mm, x), SANE
-    else:
-        need("gram", variant)
-        # On a CPU half values are multiplied in float32.
-        call, tolerance = lambda: gram(x, backend=variant).k, TOLERANCE[torch.float32]
-    timed(call, lambda k: relative_error(packed(k), expected), tolerance, variant=variant, **case)
+def marked(shape, n, dtype):
+    slow = 2 * n * n * FEATURES[shape] > QUICK
+    name = f"{shape}-{n}-{measurements.name_of(dtype)}"
+    return pytest.param(shape, n, dtype, id=name, marks=pytest.mark.slow if slow else ())
+
+
+@pytest.mark.parametrize(("shape", "n", "dtype"), [marked(*case) for case in CASES])
+def test_gram(run, shape, n, dtype):
+    p = FEATURES[shape]
+    run(measurements.gram, op="gram", shape=shape, n=n, p=p, dtype=dtype, data=data)

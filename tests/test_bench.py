@@ -97,8 +97,9 @@ def test_every_operation_is_timed_by_every_backend_that_can_run(first):
     timed = {(row["op"], row["variant"]) for row in first[1] if row["median_us"]}
     backends = ["torch"] if native.module is None else ["torch", "native"]
     expected = {(op, f"fastcka:{b}") for op in ("gram", "finish", "hsic") for b in backends}
-    expected |= {("gram", "float_mm"), ("bandwidth", "sum"), ("bandwidth", "copy_")}
-    assert timed == expected | {("matrix_rate", "mm")}
+    expected |= {("gram", f"{name}_fp32") for name in ("mm", "numpy", "ssyrk")}
+    expected |= {("gram", "mm_fp16"), ("hsic", "mm_fp32"), ("matrix_rate", "mm")}
+    assert timed == expected | {("bandwidth", "sum"), ("bandwidth", "copy_")}
 
 
 def test_rows_hold_what_their_times_imply(first):
@@ -120,23 +121,41 @@ def test_the_floor_is_the_slower_of_memory_and_matrix_unit(bench, runner):
     runner.bandwidth, runner.rates = 100, {torch.float16: 10}
     assert runner.floor(300, 20, torch.float16) == 3
     assert runner.floor(300, 50, torch.float16) == 5
-    assert [bench("measurements").triangle(n) for n in (16, 64, 256, 1024)] == [
-        1,
-        1,
-        0.625,
-        0.53125,
-    ]
+
+
+def test_the_triangle_comes_in_blocks_of_the_device(runner):
+    assert [runner.triangle(n) for n in (4, 16, 64, 256)] == [1, 1, 0.625, 0.53125]
+    runner.device = torch.device("cuda")
+    assert [runner.triangle(n) for n in (16, 64, 256, 1024)] == [1, 1, 0.625, 0.53125]
 
 
 def test_errors_are_those_of_float32_products(first):
-    errors = [row["error"] for row in first[1] if row["op"] == "gram" and row["median_us"]]
+    timed = [row for row in first[1] if row["op"] == "gram" and row["median_us"]]
+    errors = [row["error"] for row in timed if row["variant"] != "mm_fp16"]
     assert errors
     assert all(0 < error < 1e-5 for error in errors)
 
 
-def test_what_cannot_run_says_why(first):
-    (why,) = {row["why"] for row in first[1] if row["variant"] == "mm_out_fp32"}
-    assert why == "torch.mm takes out_dtype on CUDA only"
+def test_what_would_take_too_long_says_so(bench, runner, monkeypatch):
+    monkeypatch.setattr(bench("baselines"), "TOO_SLOW", 0)
+    bench("measurements").gram(runner, op="gram", shape="one", n=16, p=100)
+    whys = {row["variant"]: row["why"] for row in rows_of(runner.rows.path)}
+    assert whys.pop("mm_fp16") == "too slow: a call takes some 0 s"
+    assert set(whys.values()) == {None}
+
+
+def test_a_baseline_that_overflows_is_a_finding_and_no_failure(bench, runner):
+    bench("measurements").gram(runner, op="gram", shape="wide", n=8, p=60_000)
+    whys = {row["variant"]: row["why"] for row in rows_of(runner.rows.path)}
+    assert whys["mm_fp16"] == "wrong: the error is nan, allowed is 0.01"
+    assert runner.healthy
+
+
+@pytest.mark.parametrize("name", ["mm_fp32", "numpy_fp32", "ssyrk_fp32"])
+def test_baselines_are_the_lower_triangle_of_the_product(bench, name):
+    x = torch.arange(12.0).reshape(3, 4)
+    found = torch.as_tensor(getattr(bench("baselines"), name)(x)).tril()
+    assert torch.equal(found, (x @ x.T).tril())
 
 
 def test_rows_are_appended_and_what_is_left_out_is_named(smoke, first):
@@ -263,26 +282,88 @@ def test_the_reference_is_the_definition(bench):
 def test_the_shapes_are_those_of_the_networks(bench):
     cases = bench("cases")
     assert sorted(cases.FEATURES.values()) == [
-        *(768, 2048, 100_352, 151_296, 200_704, 201_728),
+        *(768, 2048, 5120, 100_352, 151_296, 200_704, 201_728),
         *(401_408, 453_888, 605_184, 802_816, 806_912),
     ]
-    assert {shape for shape, _ in cases.ON_CPU} <= set(cases.FEATURES)
+    widths = [cases.FEATURES[shape] for shape in cases.ON_CPU]
+    assert widths == sorted(widths)
 
 
-def test_cpu_benchmarks_check_before_they_time(tmp_path):
-    output = tmp_path / "cpu.json"
-    run_python(
-        "-m",
-        "pytest",
-        "bench/test_gram.py",
-        f"--benchmark-json={output}",
-        "-k",
-        "float_mm and cls-64-float32",
-    )
-    (result,) = json.loads(output.read_text())["benchmarks"]
-    assert 0 < result["extra_info"]["error"] < 1e-5
-    assert result["extra_info"]["n"] == 64
-    assert {"commit", "dirty", "isa", "threads"} <= result["extra_info"].keys()
+@pytest.fixture(scope="module")
+def cpu_run(tmp_path_factory):
+    """The benchmarks of one small case: what pytest-benchmark stored, and the rows."""
+    folder = tmp_path_factory.mktemp("cpu")
+    only = ["-k", "vit_b_cls-64-float32-1t"]
+    outputs = [f"--benchmark-json={folder / 'cpu.json'}", f"--rows={folder / 'rows.jsonl'}"]
+    run_python("-P", "-m", "pytest", "bench/test_gram.py", *only, *outputs)
+    (benchmark,) = json.loads((folder / "cpu.json").read_text())["benchmarks"]
+    return benchmark, rows_of(folder / "rows.jsonl")
+
+
+def test_cpu_benchmarks_time_all_variants_of_a_case_in_one_run(cpu_run):
+    benchmark, _ = cpu_run
+    info = benchmark["extra_info"]
+    variants = info["variants"]
+    ours = next(name for name in variants if name.startswith("fastcka"))
+    assert {"mm_fp32", "numpy_fp32", "ssyrk_fp32", "fastcka:torch"} <= variants.keys()
+    assert {variant["rounds"] for variant in variants.values()} == {benchmark["stats"]["rounds"]}
+    assert variants[ours]["median_us"] == pytest.approx(benchmark["stats"]["median"] * 1e6)
+    for variant in variants.values():
+        assert 0 < variant["error"] < 1e-5
+        assert variant["p20_us"] <= variant["median_us"] <= variant["p80_us"]
+        assert variant["threads"] == 1
+        if sys.platform == "linux":
+            assert 0 <= variant["peak_mb"] < 50
+    best = variants[info["best_baseline"]]["median_us"]
+    assert best == min(variants[name]["median_us"] for name in variants if "fastcka" not in name)
+    assert info["times_faster"] == pytest.approx(best / variants[ours]["median_us"])
+    assert {"commit", "dirty", "isa", "device", "torch", "numpy"} <= info.keys()
+
+
+def test_rows_of_cpu_benchmarks_are_those_of_pytest_benchmark(cpu_run):
+    benchmark, rows = cpu_run
+    written = {row["variant"]: row["median_us"] for row in rows if row["op"] == "gram"}
+    variants = benchmark["extra_info"]["variants"]
+    assert written == {name: variant["median_us"] for name, variant in variants.items()}
+    assert rows[-1]["command"].startswith("pytest bench/test_gram.py -k vit_b_cls-64-float32-1t")
+    assert {row["variant"] for row in rows if row["op"] == "bandwidth"} == {"sum", "copy_"}
+
+
+def test_variants_take_their_turns_in_the_setup_of_a_round(bench):
+    order = []
+
+    class Benchmark:
+        disabled = False
+
+        def pedantic(self, target, setup, rounds):
+            for _ in range(rounds):
+                setup()
+                target()
+            self.stats = Mock(stats=Mock(data=[2e-6] * rounds))
+
+    timer = Mock(sample=lambda call, enqueue_us: order.append(call()) or 7.0)
+    calls = {"ours": lambda: order.append("ours"), "theirs": lambda: "theirs"}
+    timings = bench("timing").measure_beside(Benchmark(), timer, calls, 0, at_least=5)
+    assert order == ["theirs", "ours"] * 7  # one round to warm up, one to see how many fit
+    assert [(t.median_us, t.rounds) for t in timings.values()] == [(2, 5), (7, 5)]
+
+
+def test_nothing_is_timed_where_benchmarks_are_disabled(bench):
+    calls = {"ours": Mock(), "theirs": Mock()}
+    benchmark = Mock(disabled=True, pedantic=lambda call: call())
+    assert bench("timing").measure_beside(benchmark, Mock(), calls, 1, 5) == {}
+    assert (calls["ours"].call_count, calls["theirs"].call_count) == (1, 0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs /proc of Linux")
+def test_peak_memory_is_what_a_call_takes_at_most(bench):
+    with bench("memory").Peak() as memory:
+        for _ in range(3):
+            bytearray(64 << 20)
+    assert memory.above == pytest.approx(64 << 20, abs=4 << 20)
+    with bench("memory").Peak() as memory:
+        pass
+    assert memory.above < 4 << 20
 
 
 def test_without_a_gpu_it_says_so_in_one_line():
@@ -314,13 +395,156 @@ def run_python(*arguments, code=0, **environment):
     return done
 
 
-def test_a_whole_comparison_is_timed_and_right(bench, tmp_path, capsys):
-    rows = tmp_path / "rows.jsonl"
-    bench("end_to_end").main(["--smoke", "--rounds", "2", "--output", str(rows)])
-    found = [json.loads(line) for line in rows.read_text().splitlines()]
-    assert [row["variant"] for row in found] == ["forward", "fastcka", "plain"]
-    assert found[0]["error"] is None
-    assert found[1]["error"] < 1e-5
-    assert found[2]["error"] < 1e-2
-    assert all(row["rounds"] == 2 and row["median_us"] > 0 for row in found)
-    assert "CKA part of fastcka over plain torch" in capsys.readouterr().out
+@pytest.fixture(scope="module")
+def whole(bench, tmp_path_factory):
+    """The rows of whole comparisons of small networks."""
+    path = tmp_path_factory.mktemp("whole") / "rows.jsonl"
+    patient = ["--smoke", "--rounds", "2", "--layers", "leaves", "--limit", "100"]
+    variants = ["--variants", "fastcka", "plain", "ckatorch"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        bench("end_to_end").main([*patient, *variants, "--output", str(path)])
+    return {row["variant"]: row for row in rows_of(path)}
+
+
+def test_a_whole_comparison_is_timed_and_right(whole):
+    assert list(whole) == ["forward", "fastcka", "plain", "ckatorch"]
+    assert whole["forward"]["error"] is None
+    assert whole["fastcka"]["error"] < 1e-5
+    assert whole["plain"]["error"] < 1e-2
+    for variant in ("forward", "fastcka", "plain"):
+        row = whole[variant]
+        assert row["rounds"] == 2
+        assert 0 < row["p20_us"] <= row["median_us"] <= row["p80_us"]
+        assert row["layers"] == 94
+    for variant in ("fastcka", "plain"):
+        assert 0 < whole[variant]["cka_us"] < whole[variant]["median_us"]
+        assert whole[variant]["cka_share"] is not None
+    assert whole["forward"]["cka_us"] is whole["forward"]["cka_share"] is None
+
+
+def test_a_peer_that_is_missing_or_fails_has_a_row_that_says_why(whole):
+    row = whole["ckatorch"]
+    assert row["why"].startswith(("failed: ModuleNotFoundError", "failed: RuntimeError"))
+    assert row["median_us"] is None
+
+
+def test_a_variant_that_takes_too_long_is_stopped(bench):
+    worker = bench("worker")
+    slow = worker.Worker("forward", worker.Networks("test_vit", "test_resnet", 64, 4, "blocks"))
+    with pytest.raises(worker.Gone, match=r"^stopped after 0.01 s$"):
+        slow.ask(0.01)
+    assert not slow._process.is_alive()
+
+
+def test_values_that_are_not_those_of_the_layers_are_remarked(bench):
+    judged = bench("end_to_end").judged
+    truth = np.array([[0.9, 0.5, 0.2], [0.3, 0.8, 0.1]])
+    assert judged(truth + 1e-3, truth, None) == {"error": pytest.approx(1e-3), "note": None}
+    overwritten = np.array([[0.3, 0.8, 0.1], [0.3, 0.8, 0.1]])
+    found = judged(overwritten, truth, "version 1")
+    assert found["error"] == pytest.approx(0.6)
+    assert found["note"] == (
+        "version 1; 1 layers have the values of the next one, which wrote over them"
+    )
+    cut = judged(np.array([[0.9, 0.5, 0.2], [0.3, 0.8, 0.0]]), truth, None)
+    assert cut["note"] == "1 of 6 values are cut off at 0 or 1"
+    assert judged(truth * math.nan, truth, None) == {
+        "error": None,
+        "note": "6 of 6 values are not finite",
+    }
+    assert judged(truth[:, :2], truth, None) == {
+        "error": None,
+        "note": "[2, 2] values, asked for were [2, 3]",
+    }
+
+
+def test_the_section_on_speed_is_what_the_rows_give(bench, capsys):
+    assert bench("report").main(["--check"]) == 0, capsys.readouterr().out
+
+
+@pytest.fixture
+def report(bench, tmp_path):
+    """Runs bench/report.py on rows that are made up: (rows) -> text of the section."""
+    readme = tmp_path / "README.md"
+    readme.write_text(
+        "# Title\n<!-- written by bench/report.py -->\nold\n<!-- until here -->\nend\n"
+    )
+    fixed = ["--readme", str(readme), "--results", str(tmp_path)]
+    fixed += ["--picture", str(tmp_path / "speed.png")]
+
+    def run(*rows, options=(), file="cpu_gram.jsonl"):
+        if rows:
+            (tmp_path / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return bench("report").main([*fixed, *options]), readme.read_text()
+
+    return run
+
+
+def row(variant, median_us, **columns):
+    """A row of an early version, but for what is given: it lacks columns that came later."""
+    common = {"op": "gram", "shape": "one", "n": 64, "p": 768, "layers": None, "dtype": "float32"}
+    common |= {"threads": 2, "error": 1e-7, "share_of_floor": None, "why": None, "note": None}
+    common |= {"device": "a CPU", "machine": "2 cores", "isa": "base", "torch": "2", "dirty": False}
+    common |= {"commit": "0123456789", "date": "2026-01-01T00:00:00+00:00"}
+    return common | {"variant": variant, "median_us": median_us} | columns
+
+
+def test_a_report_shows_what_is_faster_and_what_is_not(report, tmp_path):
+    code, text = report(
+        row("fastcka:native", 50, share_of_floor=0.5),
+        row("fastcka:torch", 10),
+        row("mm_fp32", 100),
+        row("ssyrk_fp32", 75, error=2e-6),
+        row("fastcka:native", 400, n=256),
+        row("mm_fp32", 100, n=256),
+    )
+    assert code == 0
+    assert "faster in 1 of 2 cases" in text
+    assert "Not faster: one, n = 256, float32, 2 threads: 0.25." in text
+    assert "| 50.0 µs | `ssyrk_fp32` 75.0 µs | 1.50 | 1e-07 | 2e-06 | 50% |" in text
+    assert "| 400 µs | `mm_fp32` 100 µs | 0.25 |" in text
+    assert "a CPU, 2 cores, base, torch 2, commit 0123456, 2026-01-01" in text
+    assert text.startswith("# Title\n")
+    assert text.endswith("<!-- until here -->\nend\n")
+    assert (tmp_path / "speed.png").stat().st_size > 1000
+
+
+def test_a_report_takes_the_newest_rows_and_compares_within_a_run(report):
+    later = {"date": "2026-02-02T00:00:00+00:00"}
+    _, text = report(
+        row("fastcka:native", 50),
+        row("mm_fp32", 100),
+        row("numpy_fp32", 20),
+        row("fastcka:native", 25, **later),
+        row("mm_fp32", 100, **later),
+    )
+    assert "| 25.0 µs | `mm_fp32` 100 µs | 4.00 |" in text
+    assert "50.0 µs" not in text
+
+
+def test_a_report_says_why_there_is_no_time(report):
+    _, text = report(row("fastcka:native", None, why="too large"), row("mm_fp32", 100))
+    assert "No case was timed." in text
+    assert "| too large | `mm_fp32` 100 µs | – |" in text
+
+
+def test_a_report_shows_whole_comparisons(report):
+    case = {"op": "compare", "shape": "a x b leaves", "layers": 246, "p": None}
+    _, text = report(
+        row("forward", 2e6, **case),
+        row("fastcka", 2.5e6, **case, cka_share=0.25, peak_mb=81.2),
+        row("slow", None, **case, why="stopped after 300 s"),
+        file="cpu_end_to_end.jsonl",
+    )
+    assert "a x b leaves: 246 layers, n = 64, 2 threads." in text
+    assert "| fastcka | 2.50 s | 25.0% | – | 81 MB | 1e-07 |  |" in text
+    assert "| slow | – | – | – | – | 1e-07 | stopped after 300 s |" in text
+
+
+def test_a_check_of_the_report_writes_nothing(report, capsys):
+    code, text = report(row("fastcka:native", 50), options=["--check"])
+    assert code == 1
+    assert "old" in text
+    assert "run `python bench/report.py`" in capsys.readouterr().out
+    assert report()[0] == 0
+    assert report(options=["--check"])[0] == 0

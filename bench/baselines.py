@@ -1,0 +1,79 @@
+"""What a user would write without fastcka, at its best. None of it centres.
+
+16-bit values are copied to float32 first, but for the product in their own type.
+"""
+
+import time
+from functools import partial
+
+import torch
+from runner import Variant
+
+# Seconds of one call. torch multiplies float16 on some CPUs a hundred times slower than float32.
+TOO_SLOW = 2
+
+
+def gram(x, error):
+    """Of one layer; `error` takes the lower triangle of the product."""
+    fp32 = Variant("mm_fp32", partial(mm_fp32, x), error, needs=4 * x.numel())
+    if x.is_cuda:
+        # The best that cuBLAS has; on a CPU torch.mm takes no out_dtype.
+        own = partial(torch.mm, x, x.T, out_dtype=torch.float32)
+        return [Variant("mm_out_fp32", own, error), fp32]
+    variants = [
+        fp32,
+        fp32._replace(name="numpy_fp32", call=partial(numpy_fp32, x)),
+        fp32._replace(name="ssyrk_fp32", call=partial(ssyrk_fp32, x)),
+    ]
+    if x.dtype != torch.float32:
+        name = {torch.float16: "mm_fp16", torch.bfloat16: "mm_bf16"}[x.dtype]
+        own = Variant(name, partial(torch.mm, x, x.T), error, obstacle=_too_slow(x), judged=False)
+        variants.append(own)
+    return variants
+
+
+def gram_finish(layers, error):
+    """Of many small layers at once; `error` takes the products one after the other."""
+    return [
+        Variant("mm_loop_fp32", lambda: [mm_fp32(x) for x in layers], error),
+        Variant("bmm_fp32", partial(bmm_fp32, layers), error),
+    ]
+
+
+def hsic(a, b, error):
+    """Of all pairs of two stacks, in float32."""
+    a, b = a.float(), b.float()
+    return [Variant("mm_fp32", lambda: a @ b.T, error)]
+
+
+def mm_fp32(x):
+    x = x.float()
+    return x @ x.T
+
+
+def numpy_fp32(x):
+    """NumPy sees that it is one matrix twice, and calls SYRK."""
+    x = x.float().numpy()
+    return x @ x.T
+
+
+def ssyrk_fp32(x):
+    """BLAS is Fortran: without a copy it is given the transpose, and returns one."""
+    from scipy.linalg.blas import ssyrk
+
+    return ssyrk(1.0, x.float().numpy().T, trans=1).T
+
+
+def bmm_fp32(layers):
+    stacked = torch.stack([x.float() for x in layers])
+    return stacked @ stacked.mT
+
+
+def _too_slow(x):
+    """Why the product in the type of x is left out, by the time of a part; None where it is not."""
+    part = x[:, :512]
+    for _ in range(2):  # the first call prepares
+        start = time.perf_counter()
+        torch.mm(part, part.T)
+        seconds = (time.perf_counter() - start) * x.shape[1] / part.shape[1]
+    return f"too slow: a call takes some {seconds:.0f} s" if seconds > TOO_SLOW else None
