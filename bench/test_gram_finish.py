@@ -1,12 +1,6 @@
 import measurements
 import pytest
 
-from fastcka import kernels
-
-pytestmark = pytest.mark.skipif(
-    not hasattr(kernels, "gram_finish"), reason="fastcka.kernels has no gram_finish"
-)
-
 
 @pytest.mark.parametrize("layers", [24])
 def test_gram_finish(run, layers):
