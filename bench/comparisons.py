@@ -48,12 +48,17 @@ def compared(cases):
         # A ratio across runs would compare neighbours and machines.
         _, best = ours_and_best([row for row in rows if row["date"] == ours["date"]])
         found.append(Compared(ours, best))
-    order = ("layers", "p", "n", "dtype", "threads")
+    order = ("layers", "p", "n", "dtype", "operand", "threads")
     return sorted(found, key=lambda pair: [str(pair.ours[key] or "").rjust(9) for key in order])
 
 
 def name(row):
     return row["shape"] if row["layers"] is None else f"{row['layers']} × {row['shape']}"
+
+
+def kind(row):
+    """The type of the values, and of what is multiplied where that was asked for."""
+    return row["dtype"] if row["operand"] is None else f"{row['dtype']} as {row['operand']}"
 
 
 def threads(row):

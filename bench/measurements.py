@@ -5,7 +5,7 @@ from functools import partial
 import baselines
 import torch
 from cases import activations, packed_stack
-from reference import FLOAT64, TOLERANCE, gram64, packed, relative_error
+from reference import FLOAT64, OPERANDS, TOLERANCE, gram64, packed, relative_error
 from runner import Variant
 
 
@@ -63,14 +63,15 @@ def gram_data(n, p, dtype, device):
     return x, packed(gram64(x))
 
 
-def gram(runner, *, dtype=torch.float16, data=gram_data, **case):
+def gram(runner, *, dtype=torch.float16, operand=None, data=gram_data, **case):
     """A Gram matrix, beside the products that a user would write."""
     n, p = case["n"], case["p"]
+    case |= {"dtype": name_of(dtype), "operand": operand}
     size, flop = n * p * dtype.itemsize, 2 * n * n * p
     pieces = 5 * 8 * n * 16_384 + 6 * 8 * n * n  # of the data and of the reference, in float64
     why = runner.too_large(size + pieces)
     if why:
-        runner.rows.add(**case, dtype=name_of(dtype), variant="all", why=why)
+        runner.rows.add(**case, variant="all", why=why)
         return
     x, expected = data(n, p, dtype, runner.device)
 
@@ -81,15 +82,15 @@ def gram(runner, *, dtype=torch.float16, data=gram_data, **case):
         *_ours(
             runner,
             "gram",
-            lambda kernels, backend: partial(kernels.gram, x, backend=backend),
+            lambda kernels, backend: partial(kernels.gram, x, operand=operand, backend=backend),
             lambda batch: error(batch.k),
-            # On a CPU 16-bit values are multiplied in float32.
-            TOLERANCE[dtype if x.is_cuda else torch.float32],
+            # On a CPU 16-bit values are multiplied in float32 where nobody asks for less.
+            TOLERANCE[OPERANDS[operand] if operand else dtype if x.is_cuda else torch.float32],
         ),
         *baselines.gram(x, error),
     ]
     floor = runner.floor(size, runner.triangle(n) * flop, dtype)
-    runner.run(variants, flop=flop, size=size, floor=floor, dtype=name_of(dtype), **case)
+    runner.run(variants, flop=flop, size=size, floor=floor, **case)
 
 
 def gram_finish(runner, **case):

@@ -15,6 +15,7 @@ TOLERANCE = {
     torch.float16: 2e-4,
     torch.bfloat16: 1e-3,
 }
+OPERANDS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Where all is float64, only the order of the sums differs.
 FLOAT64 = 1e-12
 # A baseline is not ours to judge: it must only be the same computation.

@@ -9,7 +9,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from comparisons import compared, name, newest, read, threads
+from comparisons import compared, kind, name, newest, read, threads
 from picture import draw
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,7 +58,7 @@ def summary(grams):
         return "No case was timed.\n"
     ratios = [pair.times_faster for pair in timed]
     lost = [
-        f"{name(pair.ours)}, n = {pair.ours['n']}, {pair.ours['dtype']}, {threads(pair.ours)}: "
+        f"{name(pair.ours)}, n = {pair.ours['n']}, {kind(pair.ours)}, {threads(pair.ours)}: "
         f"{pair.times_faster:.2f}"
         for pair in timed
         if pair.times_faster <= 1
@@ -80,7 +80,7 @@ def gram_table(grams):
         (ours, best), ratio = pair, pair.times_faster
         share = ours["share_of_floor"]
         cells = [
-            *(name(ours), f"{ours['p']:,}", ours["n"], ours["dtype"], ours["threads"]),
+            *(name(ours), f"{ours['p']:,}", ours["n"], kind(ours), ours["threads"]),
             duration(ours["median_us"]) if ours["median_us"] is not None else ours["why"],
             f"`{best['variant']}` {duration(best['median_us'])}" if best else "–",
             f"{ratio:.2f}" if ratio else "–",

@@ -5,13 +5,13 @@ import json
 import torch
 
 KEYS = (
-    *("op", "variant", "shape", "n", "p", "layers", "dtype", "threads"),
+    *("op", "variant", "shape", "n", "p", "layers", "dtype", "operand", "threads"),
     *("median_us", "p20_us", "p80_us", "rounds", "enqueue_us"),
     *("gb_per_s", "tflop_per_s", "floor_us", "share_of_floor", "error", "peak_mb"),
     *("cka_us", "cka_share"),  # of a whole comparison
     *("why", "note"),  # why there is no time; anything else worth knowing
 )
-CASE = KEYS[:1] + KEYS[2:8]
+CASE = KEYS[:1] + KEYS[2:9]
 
 
 class Rows:

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -101,3 +104,29 @@ def test_the_rate_of_multiply_adds_is_that_of_a_processor():
     rate = native.multiply_add_rate(1)
     assert 1e9 < rate < 1e13
     assert native.multiply_add_rate(2) < 2.5 * rate
+
+
+def test_a_forked_process_does_not_wait_for_threads_that_it_has_not():
+    # Outside of fastcka NumPy alone: the operations of torch do wait.
+    code = """
+import os, signal
+import numpy as np
+import torch
+from fastcka.kernels import gram, gram_finish, hsic_pairs
+
+torch.set_num_threads(2)
+x = torch.randn(64, 20_000)
+first = np.tril(gram(x).k.numpy())
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    k = np.tril(gram(x).k.numpy())
+    assert abs(k - first).max() <= 1e-6 * abs(first).max()
+    hsic_pairs(gram_finish([x, x]).packed)
+    os._exit(0)
+_, status = os.waitpid(child, 0)
+assert status == 0, f"the child ended with {status}"
+assert (np.tril(gram(x).k.numpy()) == first).all()
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,8 +1,11 @@
 """The C++ and CUDA versions: allocates what they write to and passes the thread count.
 
-`torch` is imported before the module, so that both use the OpenMP runtime that torch brings.
+`torch` is imported before the module, so that both use the OpenMP runtime that torch brings. Its
+threads do not survive a fork, and whoever asks for them in the child waits for ever: a forked
+process multiplies with one.
 """
 
+import os
 import time
 from importlib import import_module
 from pathlib import Path
@@ -22,11 +25,22 @@ except ImportError as error:
         )
 
 
+_forked = False
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
 _OPERAND = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
 def gram(x: torch.Tensor, operand: torch.dtype, k: torch.Tensor, stats: torch.Tensor) -> None:
-    threads = torch.get_num_threads()
+    threads = _threads()
     workspace = _workspace(module.gram_workspace(x, threads))
     module.gram(x, k, stats, workspace, _OPERAND.get(operand, "float32"), threads)
 
@@ -36,7 +50,7 @@ def finish(k, stats, packed, diagonal, row_sums, summary, estimator: str) -> Non
 
 
 def gram_finish(layers, operands, packed, diagonal, row_sums, summary, estimator: str) -> None:
-    threads = torch.get_num_threads()
+    threads = _threads()
     workspace = _workspace(module.gram_finish_workspace(layers, threads))
     # float64 layers are multiplied as they are; all others share one operand.
     operand = next((_OPERAND[name] for name in operands if name in _OPERAND), "float32")
@@ -45,7 +59,7 @@ def gram_finish(layers, operands, packed, diagonal, row_sums, summary, estimator
 
 
 def hsic_pairs(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
-    module.hsic_pairs(a, b, out, torch.get_num_threads())
+    module.hsic_pairs(a, b, out, _threads())
 
 
 def multiply_add_rate(threads: int) -> float:
@@ -57,6 +71,10 @@ def multiply_add_rate(threads: int) -> float:
         flop = module.multiply_adds(rounds, threads)
         best = max(best, flop / (time.perf_counter() - start))
     return best
+
+
+def _threads() -> int:
+    return 1 if _forked else torch.get_num_threads()
 
 
 def _workspace(size: int) -> torch.Tensor:
