@@ -1,7 +1,9 @@
 // Every host entry point of the native kernels, declared once.
 //
 // Kernels see addresses, sizes, strides and a thread count or a stream. They own no memory and no
-// threads: outputs and workspaces belong to the caller. Shapes and types are checked in
+// threads: outputs and workspaces belong to the caller. A parallel region always has as many threads
+// as the caller named, idle ones among them: the OpenMP runtime that torch shares with us ends those
+// that a smaller team leaves out, and torch would start them again. Shapes and types are checked in
 // bindings.cpp, the only file that knows Python.
 #pragma once
 

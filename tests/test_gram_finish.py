@@ -1,5 +1,7 @@
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import torch
 from data import DTYPES, as_float64
 from tolerance import CKA, HSIC, assert_close, gram_entry
 
-from fastcka.kernels import Finished, finish, gram, gram_finish, native, packed_length
+from fastcka.kernels import Finished, finish, gram, gram_finish, hsic_pairs, native, packed_length
 from fastcka.maths import finish as definition
 from fastcka.maths import gram as define_gram
 
@@ -130,3 +132,19 @@ assert (np.tril(gram(x).k.numpy()) == first).all()
 """
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="there is no /proc of Linux")
+def test_the_threads_of_torch_live_on_and_have_no_others_beside_them():
+    before = torch.get_num_threads()
+    torch.set_num_threads(6)
+    try:
+        torch.randn(1 << 20).exp()
+        started = set(os.listdir("/proc/self/task"))
+        # Fewer blocks, layers and rows than threads.
+        hsic_pairs(gram_finish([torch.randn(8, p) for p in (600, 700, 9000)]).packed)
+        gram(torch.randn(8, 600))
+        torch.randn(1 << 20).exp()
+        assert set(os.listdir("/proc/self/task")) == started
+    finally:
+        torch.set_num_threads(before)

@@ -188,7 +188,7 @@ GramSums sums_as(const GramInput& args) {
   if (rounds_to_half) {
     // Halves span 40 powers of two: the values must be placed among them before they are rounded,
     // below the largest, 2^16, with room for the subtraction.
-#pragma omp parallel for schedule(static, 1) num_threads(parts) if (parts > 1)
+#pragma omp parallel for schedule(static, 1) num_threads(args.threads) if (parts > 1)
     for (int t = 0; t < parts; ++t)
       largest_of_part<In, T>(args, part_at<T>(args.workspace, n, t), args.p * t / parts,
                              args.p * (t + 1) / parts);
@@ -196,7 +196,7 @@ GramSums sums_as(const GramInput& args) {
   }
   for (;;) {
     const T scale = power_of_two<T>(-exponent);
-#pragma omp parallel for schedule(static, 1) num_threads(parts) if (parts > 1)
+#pragma omp parallel for schedule(static, 1) num_threads(args.threads) if (parts > 1)
     for (int t = 0; t < parts; ++t)
       sum_part<In, T>(args, part_at<T>(args.workspace, n, t), args.p * t / parts,
                       args.p * (t + 1) / parts, scale);
@@ -235,7 +235,7 @@ GramSums gram_sums(const GramInput& input) {
 
 void gram(const GramArgs& args) {
   const GramSums sums = gram_sums(args);
-#pragma omp parallel for num_threads(sums.parts) if (sums.parts > 1)
+#pragma omp parallel for num_threads(args.threads) if (sums.parts > 1)
   for (int64_t i = 0; i < args.n; ++i) sums.row(i, i + 1, args.k + i * args.k_stride);
   double spread = 0;
   for (int64_t i = 0; i < args.n; ++i) spread += args.k[i * args.k_stride + i];

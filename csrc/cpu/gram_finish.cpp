@@ -70,7 +70,7 @@ void gram_finish(const GramFinishArgs& args) {
       finish_layer(args.layers[i], args.out[i], args.estimator, args.workspace, args.threads);
   if (dealt < 2) return;
   const size_t share = narrow_bytes(args.layers, args.count);
-#pragma omp parallel for schedule(static, 1) num_threads(dealt)
+#pragma omp parallel for schedule(static, 1) num_threads(args.threads)
   for (int t = 0; t < dealt; ++t) {
     char* workspace = static_cast<char*>(args.workspace) + size_t(t) * share;
     int64_t turn = 0;

@@ -56,8 +56,8 @@ void rows_of_part(const HsicArgs& args, int64_t begin, int64_t end) {
 void hsic_pairs(const HsicArgs& args) {
   // Shares of four rows, dealt in turn: the rows of a triangle differ in length.
   const int64_t shares = (args.rows_a + kRows - 1) / kRows;
-  const int threads = args.threads < shares ? args.threads : int(shares);
-#pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)
+#pragma omp parallel for schedule(static, 1) num_threads(args.threads) \
+    if (args.threads > 1 && shares > 1)
   for (int64_t share = 0; share < shares; ++share) {
     const int64_t begin = share * kRows;
     rows_of_part(args, begin, begin + kRows < args.rows_a ? begin + kRows : args.rows_a);
