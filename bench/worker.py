@@ -89,9 +89,10 @@ def _serve(connection, variant, networks, threads):
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 progress bars, to the end
     torch.set_num_threads(threads)
     try:
-        for answer in _answers(variant, networks):
-            connection.recv()
-            connection.send(answer)
+        answers = _answers(variant, networks)
+        while True:
+            connection.recv()  # nothing runs unasked: others have their turn
+            connection.send(next(answers))
     except EOFError:
         return  # nobody asks any more
     except Exception as failure:

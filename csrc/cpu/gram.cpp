@@ -101,7 +101,7 @@ void largest_of_part(const GramInput& args, const Part<T>& part, int64_t begin, 
   typename Simd<T>::vec largest = {};
   for (int64_t first = begin; first < end; first += kBlock) {
     const int64_t depth = end - first < kBlock ? end - first : kBlock;
-    largest = load_block<In, T>(args, first, depth, T(1), part.rows, part.mean, largest);
+    largest = read_block<In, T>(args, first, depth, T(1), part.rows, part.mean, largest);
   }
   *part.largest = largest_lane<T>(largest);
 }
@@ -146,7 +146,7 @@ void sum_part(const GramInput& args, const Part<T>& part, int64_t begin, int64_t
   typename Simd<T>::vec largest = {};
   for (int64_t first = begin; first < end; first += kBlock) {
     const int64_t depth = end - first < kBlock ? end - first : kBlock;
-    largest = load_block<In, T>(args, first, depth, scale, part.rows, part.mean, largest);
+    largest = read_block<In, T>(args, first, depth, scale, part.rows, part.mean, largest);
     mean_square += square_of<T>(part.mean, depth);
     multiply_block(part, panel_count, depth, args.operand, stride);
   }
@@ -235,7 +235,8 @@ GramSums gram_sums(const GramInput& input) {
 
 void gram(const GramArgs& args) {
   const GramSums sums = gram_sums(args);
-#pragma omp parallel for num_threads(args.threads) if (sums.parts > 1)
+  // Fewer entries are added up sooner than threads are woken.
+#pragma omp parallel for num_threads(args.threads) if (sums.parts > 1 && args.n >= 128)
   for (int64_t i = 0; i < args.n; ++i) sums.row(i, i + 1, args.k + i * args.k_stride);
   double spread = 0;
   for (int64_t i = 0; i < args.n; ++i) spread += args.k[i * args.k_stride + i];

@@ -34,33 +34,38 @@ inline T largest_lane(typename Simd<T>::vec x) {
   return largest;
 }
 
-// The first `count` values, then zeros.
-template <class In, class T>
-inline typename Simd<T>::vec load_first(const In* x, int64_t count) {
-  In values[Simd<T>::width] = {};
-  for (int64_t lane = 0; lane < count; ++lane) values[lane] = x[lane];
-  return load(values);
+// Where each lane of `x` is larger, its magnitude; a NaN never is.
+template <class T>
+inline typename Simd<T>::vec larger(typename Simd<T>::vec largest, typename Simd<T>::vec x) {
+  const typename Simd<T>::vec magnitude = x < 0 ? -x : x;
+  return magnitude > largest ? magnitude : largest;
 }
 
-// Reads `Count` rows and adds their differences to the first row of the block to `sums`.
+// As many values as a vector holds, of which only `count` may be read; then zeros.
+template <class In, class T>
+inline typename Simd<T>::vec read(const In* x, int64_t count, T scale) {
+  if (count >= Simd<T>::width) return scale * load(x);
+  In values[Simd<T>::width] = {};
+  for (int64_t lane = 0; lane < count; ++lane) values[lane] = x[lane];
+  return scale * load(values);
+}
+
+// Reads `Count` rows of x and adds their differences to the first row of the block to `sums`;
+// prefetches as many from `next`. Returns the largest magnitudes.
 template <class In, class T, int Count>
-inline typename Simd<T>::vec load_rows(const In* x, int64_t x_stride, const In* next, int64_t depth,
-                                       T scale, const T* base, T* rows, T* sums,
+inline typename Simd<T>::vec read_rows(const In* x, int64_t x_stride, const In* next, int64_t depth,
+                                       T scale, T* first_row, T* rows, T* sums,
                                        typename Simd<T>::vec largest) {
   using vec = typename Simd<T>::vec;
-  constexpr int width = Simd<T>::width;
-  for (int64_t k = 0; k < depth; k += width) {
+  for (int64_t k = 0; k < depth; k += Simd<T>::width) {
+    const vec reference = at(first_row + k);
     vec sum = at(sums + k);
-    const vec reference = at(const_cast<T*>(base) + k);
 #pragma GCC unroll 4
     for (int i = 0; i < Count; ++i) {
       __builtin_prefetch(next + i * x_stride + k);
-      const In* from = x + i * x_stride + k;
-      const vec value =
-          scale * (k + width <= depth ? load(from) : load_first<In, T>(from, depth - k));
+      const vec value = read(x + i * x_stride + k, depth - k, scale);
       at(rows + i * kRowStride + k) = value;
-      const vec magnitude = value < 0 ? -value : value;
-      largest = magnitude > largest ? magnitude : largest;
+      largest = larger<T>(largest, value);
       sum += value - reference;
     }
     at(sums + k) = sum;
@@ -72,28 +77,24 @@ inline typename Simd<T>::vec load_rows(const In* x, int64_t x_stride, const In* 
 // and their mean [kBlock]; both are filled up with zeros to whole vectors, and the rows beyond n
 // are the mean. Returns the largest magnitudes.
 template <class In, class T>
-typename Simd<T>::vec load_block(const GramInput& args, int64_t first, int64_t depth, T scale,
+typename Simd<T>::vec read_block(const GramInput& args, int64_t first, int64_t depth, T scale,
                                  T* rows, T* mean, typename Simd<T>::vec largest) {
   using vec = typename Simd<T>::vec;
   constexpr int width = Simd<T>::width;
-  const int64_t n = args.n;
+  const int64_t n = args.n, stride = args.row_stride;
   const In* x = static_cast<const In*>(args.x) + first;
   // Around the first row, so that the mean of equal rows is that row to the last bit.
   for (int64_t k = 0; k < depth; k += width) {
-    const vec value =
-        scale * (k + width <= depth ? load(x + k) : load_first<In, T>(x + k, depth - k));
-    at(rows + k) = value;
-    const vec magnitude = value < 0 ? -value : value;
-    largest = magnitude > largest ? magnitude : largest;
+    at(rows + k) = read(x + k, depth - k, scale);
+    largest = larger<T>(largest, at(rows + k));
     at(mean + k) = vec{};
   }
   int64_t i = 1;
   for (; i + 4 <= n; i += 4)
-    largest = load_rows<In, T, 4>(x + i * args.row_stride, args.row_stride,
-                                  x + (i + 8 <= n ? i + 4 : 0) * args.row_stride, depth, scale,
-                                  rows, rows + i * kRowStride, mean, largest);
+    largest = read_rows<In, T, 4>(x + i * stride, stride, x + (i + 8 <= n ? i + 4 : 0) * stride,
+                                  depth, scale, rows, rows + i * kRowStride, mean, largest);
   for (; i < n; ++i)
-    largest = load_rows<In, T, 1>(x + i * args.row_stride, args.row_stride, x, depth, scale, rows,
+    largest = read_rows<In, T, 1>(x + i * stride, stride, x, depth, scale, rows,
                                   rows + i * kRowStride, mean, largest);
   for (int64_t k = 0; k < depth; k += width) at(mean + k) = at(rows + k) + at(mean + k) / T(n);
   for (; i < padded(n); ++i)
