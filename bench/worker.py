@@ -88,10 +88,14 @@ def _serve(connection, variant, networks, threads):
         Path("/proc/self/oom_score_adj").write_text("1000")
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 progress bars, to the end
     torch.set_num_threads(threads)
+    _answer(connection, _answers(variant, networks))
+
+
+def _answer(connection, answers):
+    """Compute an answer when asked, and nothing unasked: the others have their turn."""
     try:
-        answers = _answers(variant, networks)
         while True:
-            connection.recv()  # nothing runs unasked: others have their turn
+            connection.recv()
             connection.send(next(answers))
     except EOFError:
         return  # nobody asks any more

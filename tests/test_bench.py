@@ -428,6 +428,27 @@ def test_a_peer_that_is_missing_or_fails_has_a_row_that_says_why(whole):
     assert row["median_us"] is None
 
 
+def test_a_worker_computes_nothing_unasked(bench):
+    events = []
+
+    class Connection:
+        def recv(self):
+            events.append("asked")
+            if events.count("asked") == 3:
+                raise EOFError
+
+        def send(self, answer):
+            events.append("answered")
+
+    def answers():
+        while True:
+            events.append("computed")
+            yield None
+
+    bench("worker")._answer(Connection(), answers())
+    assert events == ["asked", "computed", "answered"] * 2 + ["asked"]
+
+
 def test_a_variant_that_takes_too_long_is_stopped(bench):
     worker = bench("worker")
     slow = worker.Worker("forward", worker.Networks("test_vit", "test_resnet", 64, 4, "blocks"))
