@@ -34,10 +34,12 @@ def gram(x, error):
 
 def gram_finish(layers, error):
     """Of many small layers at once; `error` takes the products one after the other."""
-    return [
-        Variant("mm_loop_fp32", lambda: [mm_fp32(x) for x in layers], error),
-        Variant("bmm_fp32", partial(bmm_fp32, layers), error),
+    loops = {"mm": mm_fp32, "numpy": numpy_fp32, "ssyrk": ssyrk_fp32}
+    variants = [
+        Variant(f"{name}_loop_fp32", partial(_each, one, layers), error)
+        for name, one in loops.items()
     ]
+    return [*variants, Variant("bmm_fp32", partial(bmm_fp32, layers), error)]
 
 
 def hsic(a, b, error):
@@ -67,6 +69,10 @@ def ssyrk_fp32(x):
 def bmm_fp32(layers):
     stacked = torch.stack([x.float() for x in layers])
     return stacked @ stacked.mT
+
+
+def _each(product, layers):
+    return [product(x) for x in layers]
 
 
 def _too_slow(x):

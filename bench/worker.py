@@ -172,9 +172,12 @@ VARIANTS = {
     **PEERS,
 }
 # Where the CKA part of a variant is spent: (owner, name) of functions that do not call each other.
-_OF_PLAIN = ((plain, "gram"), (plain, "centred"), (plain, "pairs"))
+_OF_PLAIN = ((plain, "gram"), (plain, "centred"), (plain, "pairs"), (plain, "ratio"))
 PARTS = {
-    "fastcka": ((GramStack, "put"), (GramStack, "joined"), (MinibatchCKA, "add")),
+    "fastcka": (
+        *((GramStack, "put"), (GramStack, "joined")),
+        *((MinibatchCKA, "add"), (MinibatchCKA, "compute")),
+    ),
     "plain": _OF_PLAIN,
     "compiled": _OF_PLAIN,
 }

@@ -152,7 +152,7 @@ GramInput input_of(const View& x, const std::string& operand) {
   if (x.rows() < 1 || x.columns() < 1)
     throw py::value_error(std::string("`") + x.name + "` has no rows or no features");
   needs_cpu(x);
-  GramInput input;
+  GramInput input{};
   input.x = x.data;
   input.n = x.rows();
   input.p = x.columns();
@@ -213,11 +213,12 @@ int64_t packed_length(int64_t n, bool biased) {
   return biased ? n * (n + 1) / 2 : n * (n - 1) / 2;
 }
 
-std::vector<GramInput> inputs_of(const std::vector<View>& views, const std::string& operand) {
+std::vector<GramInput> inputs_of(const std::vector<View>& views,
+                                 const std::vector<std::string>& operands) {
   std::vector<GramInput> layers;
-  for (const View& x : views) {
-    layers.push_back(input_of(x, operand));
-    x.needs_shape(views[0].rows(), x.columns());
+  for (size_t i = 0; i < views.size(); ++i) {
+    layers.push_back(input_of(views[i], operands[i]));
+    views[i].needs_shape(views[0].rows(), views[i].columns());
   }
   return layers;
 }
@@ -232,16 +233,21 @@ std::vector<View> views_of(const py::sequence& layers) {
 
 size_t gram_finish_workspace(const py::sequence& layers_, int threads) {
   const std::vector<View> views = views_of(layers_);
-  const std::vector<GramInput> layers = inputs_of(views, "float32");
+  const std::vector<GramInput> layers =
+      inputs_of(views, std::vector<std::string>(views.size(), "float32"));
   needs_threads(threads);
   return cpu_kernels().gram_finish_workspace(layers.data(), int64_t(layers.size()), threads);
 }
 
-void gram_finish(const py::sequence& layers_, py::handle packed_, py::handle diagonal_,
-                 py::handle row_sums_, py::handle summary_, py::handle workspace_,
-                 const std::string& operand, bool biased, int threads) {
+void gram_finish(const py::sequence& layers_, const py::sequence& operands, py::handle packed_,
+                 py::handle diagonal_, py::handle row_sums_, py::handle summary_,
+                 py::handle workspace_, bool biased, int threads) {
   const std::vector<View> views = views_of(layers_);
-  const std::vector<GramInput> layers = inputs_of(views, operand);
+  if (operands.size() != views.size())
+    throw py::value_error("`operands` must name one for each layer");
+  std::vector<std::string> names;
+  for (py::handle operand : operands) names.push_back(operand.cast<std::string>());
+  const std::vector<GramInput> layers = inputs_of(views, names);
   const View packed(packed_, "packed", 2), diagonal(diagonal_, "diagonal", 2);
   const View row_sums(row_sums_, "row_sums", 2), summary(summary_, "summary", 2);
   const View workspace(workspace_, "workspace", 1);

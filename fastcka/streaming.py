@@ -463,7 +463,7 @@ def _where_it_ran(device: torch.device, backend: str | None) -> dict:
         "device": str(device),
         "backend": name,
         "isa": native.module.isa() if name == "native" else None,
-        "threads": torch.get_num_threads(),
+        "threads": native.thread_count() if name == "native" else torch.get_num_threads(),
     }
 
 

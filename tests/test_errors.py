@@ -15,7 +15,7 @@ from fastcka import MinibatchCKA, Tap, compare, compare_many
 from fastcka.capture.matching import find
 from fastcka.capture.modules import named
 from fastcka.capture.presets import raghu
-from fastcka.kernels import finish, gram, hsic_pairs, native, using
+from fastcka.kernels import finish, gram, gram_finish, hsic_pairs, native, using
 
 x, y = torch.randn(8, 5), torch.randn(8, 3)
 pictures = torch.randn(8, 3, 6, 6)
@@ -161,6 +161,13 @@ REFUSALS = [
     (lambda: using("fast").__enter__(), ValueError, "`backend` must be one of native, torch"),
     (lambda: gram(x.double(), operand=torch.float16), TypeError, "convert them to float32 first"),
     (lambda: finish(gram(x[:3])), ValueError, "unbiased HSIC needs at least 4 examples"),
+    (lambda: gram_finish([]), ValueError, "`layers` is empty; give the activations of one layer or more"),
+    (lambda: gram_finish([x, x[:7]]), ValueError, r"`layers` must hold the same examples, but have \[7, 8\] of them"),
+    (lambda: gram_finish([x, x.int()]), TypeError, "`x` must be float16, bfloat16, float32 or float64, but is torch.int32"),
+    (lambda: gram_finish([x, x.double()], operand="bf16"), TypeError, "float64 activations are multiplied in float64, not in torch.bfloat16"),
+    (lambda: gram_finish([x[:3]]), ValueError, "unbiased HSIC needs at least 4 examples"),
+    (lambda: gram_finish([x, x.to("meta")]), RuntimeError, "`layers` must be on one device, but are on cpu and meta"),
+    (lambda: two().update([x, x.int()], [y]), TypeError, "layer 'a1': `x` must be float16"),
     (lambda: hsic_pairs(torch.ones(2, 6), torch.ones(2, 6, device="meta")), RuntimeError,
      "`a` is on cpu and `b` on meta"),
     # layers
@@ -260,12 +267,20 @@ summary = torch.empty(5, dtype=torch.float64)
 a, out = torch.randn(3, 6, dtype=torch.float64), torch.empty(3, 3, dtype=torch.float64)
 
 
+shared = torch.empty(8, 8, dtype=torch.float64)
+
+
 def native_gram(x=x, k=k, stats=stats, work=work, operand="float32", threads=1):
     native.module.gram(x, k, stats, work, operand, threads)
 
 
 def native_finish(k=k, stats=stats, packed=packed, rows=rows, sums=sums, summary=summary):
     native.module.finish(k, stats, packed, rows, sums, summary, False)
+
+
+def native_gram_finish(layers=(x,), operands=("float32",), packed=packed, work=work, threads=1):
+    out = (packed[None], rows[None], sums[None], summary[None])
+    native.module.gram_finish(layers, operands, *out, work, False, threads)
 
 
 def native_hsic(a=a, b=a, out=out, threads=1):
@@ -332,6 +347,23 @@ NATIVE_REFUSALS = [
     (lambda: native_finish(packed=packed[:27]), ValueError, r"`packed` must have shape \[28\]"),
     (lambda: native_finish(packed=k.view(-1)[:28]), ValueError, "shares memory with `k`"),
     (lambda: native_finish(sums=rows), ValueError, "shares memory with `row_sums`"),
+    (lambda: native_gram_finish(layers=(), operands=()), ValueError, "there are no layers"),
+    (lambda: native_gram_finish(operands=()), ValueError, "`operands` must name one for each"),
+    (
+        lambda: native_gram_finish(layers=(x, x[:7]), operands=["float32"] * 2),
+        ValueError,
+        "`x` must",
+    ),
+    (lambda: native_gram_finish(packed=packed[:27]), ValueError, r"must have shape \[1, 28\]"),
+    (lambda: native_gram_finish(packed=packed.float()), TypeError, "`packed` must be float64"),
+    (lambda: native_gram_finish(layers=(packed.view(4, 7),)), ValueError, "`packed` must have"),
+    (
+        lambda: native_gram_finish(layers=(shared,), packed=shared.view(-1)[:28]),
+        ValueError,
+        "shares memory with `x`",
+    ),
+    (lambda: native_gram_finish(work=work[:100]), ValueError, "`workspace` must hold .* bytes"),
+    (lambda: native_gram_finish(threads=0), ValueError, "`threads` must be at least 1, but is 0"),
     (
         lambda: native_hsic(out=a[:, :3]),
         ValueError,

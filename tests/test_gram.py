@@ -11,7 +11,17 @@ from fastcka.maths import gram as definition
 
 # n: the smallest, either side of a panel of 16 rows, several panels. p: one feature, either side of
 # a vector, of the block of 256 and of the chunk of 16,384.
-SHAPES = [(4, 1), (5, 17), (7, 257), (16, 256), (17, 255), (33, 1000), (64, 16_385), (100, 513)]
+SHAPES = [
+    (4, 1),
+    (5, 17),
+    (7, 257),
+    (16, 256),
+    (17, 255),
+    (33, 1000),
+    (64, 16_385),
+    (100, 513),
+    (130, 700),
+]
 
 
 def check_entries(k, x, factor=1.0):

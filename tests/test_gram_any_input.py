@@ -98,6 +98,7 @@ def test_any_activations_are_multiplied_within_the_bound(x, operand, threads):
     bound = bound + 4 * unit * raw * (terms.diagonal().sqrt() * math.sqrt(values.shape[1])).max()
     assert (error <= bound + 1e-300).all(), f"{(error / bound).max():.3g} times the bound"
     for mine, its in zip(together, alone, strict=True):
+        assert torch.equal(mine[0].isnan(), its.isnan())
         size = its.abs().nan_to_num().max() or 1.0
         assert_close((mine[0] / size).nan_to_num(), (its / size).nan_to_num(), REORDERED)
 

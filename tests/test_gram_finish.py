@@ -63,13 +63,20 @@ def test_rows_of_larger_tensors_are_written_in_place(version):
             assert around.isnan().all()
 
 
-def test_a_layer_that_is_not_finite_touches_no_other(version):
-    xs = layers(12, version)
-    healthy = gram_finish(xs)
-    xs[2][3, 5] = float("inf")
-    result = gram_finish(xs)
-    assert result.summary[2, 0].isnan()
-    for row in (0, 1, 3, 4, 5):
+@pytest.mark.parametrize("bad", range(len(WIDTHS)))
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_layer_that_is_not_finite_touches_no_other(version, bad, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        xs = layers(12, version)
+        healthy = gram_finish(xs)
+        xs[bad][3, -1] = float("inf")
+        result = gram_finish(xs)
+    finally:
+        torch.set_num_threads(before)
+    assert result.summary[bad, 0].isnan()
+    for row in set(range(len(WIDTHS))) - {bad}:
         for mine, its in zip(result, healthy, strict=True):
             assert torch.equal(mine[row], its[row])
 
@@ -90,7 +97,7 @@ def test_each_thread_count_repeats_its_bits_and_all_agree():
         assert error.max() <= CKA
 
 
-def test_narrow_layers_have_the_bits_of_one_thread_in_any_company():
+def test_narrow_layers_that_are_dealt_have_the_bits_of_one_thread():
     xs = [torch.randn(16, 300) for _ in range(7)]
     whole = gram_finish(xs, backend="native").packed
     before = torch.get_num_threads()
@@ -102,10 +109,30 @@ def test_narrow_layers_have_the_bits_of_one_thread_in_any_company():
     assert torch.equal(whole, torch.stack(alone))
 
 
+@pytest.mark.slow
+def test_threads_that_the_workspace_has_no_room_for_are_left_out():
+    # 145 MB a part: three fit within the limit of 512.
+    n, p = 4200, 1500
+    x = torch.randn(n, p)
+    before = torch.get_num_threads()
+    torch.set_num_threads(5)
+    try:
+        assert native.module.gram_workspace(x, 5) == native.module.gram_workspace(x, 3)
+        k = gram(x, backend="native").k
+        many = native.module.gram_finish_workspace([x] * 5, 5)
+        assert many == native.module.gram_finish_workspace([x] * 5, 3)
+    finally:
+        torch.set_num_threads(before)
+    values = define_gram.subtract_mean_row(as_float64(x))
+    rows = [0, 17, 2000, n - 1]
+    expected = values[rows] @ values.T
+    for row, mine in zip(rows, expected, strict=True):
+        bound = gram_entry(x.dtype, p) * (abs(values[row]) @ abs(values).T)
+        assert (abs(k[row].numpy() - mine)[: row + 1] <= bound[: row + 1]).all()
+
+
 def test_the_rate_of_multiply_adds_is_that_of_a_processor():
-    rate = native.multiply_add_rate(1)
-    assert 1e9 < rate < 1e13
-    assert native.multiply_add_rate(2) < 2.5 * rate
+    assert 1e9 < native.multiply_add_rate(1) < 1e12
 
 
 def test_a_forked_process_does_not_wait_for_threads_that_it_has_not():

@@ -2,21 +2,25 @@
 #pragma once
 
 #include "panel.h"
-
-#if defined(__AMX_BF16__)
+#include "tile.h"
 
 namespace fastcka {
 namespace FASTCKA_ISA {
 namespace {
 
+#if defined(__AMX_BF16__)
+constexpr bool kTiles = true;
+
 // Pairs that one instruction adds up: a tile is 16 rows of them.
 constexpr int64_t kTilePairs = 16;
 
+// All eight tiles: 16 rows of 64 bytes.
 struct TileShapes {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
+static_assert(sizeof(TileShapes) == 64, "what the instruction reads");
 
 inline void add_tile(const float* tile, double* sums, int64_t stride) {
   for (int64_t i = 0; i < kPanel; ++i)
@@ -28,7 +32,7 @@ inline void add_tile(const float* tile, double* sums, int64_t stride) {
 template <int Panels>
 void multiply_tiles(const uint32_t* a, const uint32_t* b, int64_t b_stride, int64_t depth,
                     double* sums, int64_t stride) {
-  constexpr int64_t most = 128;  // as many features as a float sum has elsewhere: 256
+  constexpr int64_t most = kDepth / 2;
   constexpr int64_t a_bytes = kBlock / 2 * 4, b_bytes = kPanel * 4;
   alignas(64) float tile[kPanel * kPanel];
   for (int64_t first = 0; first < depth; first += most) {
@@ -65,8 +69,11 @@ void multiply_tiles(const uint32_t* a, const uint32_t* b, int64_t b_stride, int6
 inline void add_triangle(const uint32_t* rows, const uint32_t* panels, int64_t panel_count,
                          int64_t depth, double* sums, int64_t stride) {
   constexpr int64_t panel_stride = kBlock / 2 * kPanel;
-  const TileShapes shapes;
+  // A constant: some versions of GCC take the instruction to read no more than its first 8 bytes,
+  // and would not write the others of a local one. Nor do they see that tiles read memory.
+  static constexpr TileShapes shapes;
   _tile_loadconfig(&shapes);
+  asm volatile("" ::: "memory");
   for (int64_t row = 0; row < panel_count; ++row) {
     const uint32_t* a = rows + row * panel_stride;
     double* out = sums + row * kPanel * stride;
@@ -80,9 +87,10 @@ inline void add_triangle(const uint32_t* rows, const uint32_t* panels, int64_t p
   }
   _tile_release();
 }
+#else
+constexpr bool kTiles = false;
+#endif
 
 }  // namespace
 }  // namespace FASTCKA_ISA
 }  // namespace fastcka
-
-#endif

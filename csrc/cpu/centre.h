@@ -1,10 +1,10 @@
-// The lower triangle of a Gram matrix k [n, n] -> its centred, packed triangle.
+// Centring the lower triangle of a Gram matrix k [n, n] where it is packed, row after row.
 //
 // unbiased: u_ij = k_ij - (r_i + r_j)/(n-2) + s/((n-1)(n-2)) for i != j, r and s the row sums and
 //           the total of k without its diagonal; packed are the sqrt(2) u_ij with j < i.
 // biased:   h_ij = k_ij - (t_i + t_j)/n + T/n^2, t and T with the diagonal; packed are the
 //           sqrt(2) h_ij with j < i and the h_ii.
-// All in float64, within the packed triangle.
+// All in float64.
 #pragma once
 
 #include "../kernels.h"
@@ -16,6 +16,11 @@ namespace FASTCKA_ISA {
 namespace {
 
 constexpr double kRootTwo = 1.41421356237309504880;
+
+// Entries before those of row i.
+inline int64_t packed_start(int64_t i, Estimator estimator) {
+  return estimator == Estimator::biased ? i * (i + 1) / 2 : i * (i - 1) / 2;
+}
 
 struct RowSums {
   double sum, squares;
@@ -46,61 +51,48 @@ inline RowSums sum_row(const double* row, int64_t count, double* columns) {
   return total;
 }
 
-// Packs the triangle as it is, with its diagonal and the row sums without it; returns the sum of
-// squares without the diagonal. `k.row(i, count, out)` writes the first entries of a row.
-template <class Matrix>
-double pack(const Matrix& k, int64_t n, bool biased, const Finished& out) {
+// Row sums without the diagonal; returns the sum of squares without the diagonal.
+inline double sum_rows(int64_t n, Estimator estimator, const Finished& out) {
   double squares = 0;
   for (int64_t i = 0; i < n; ++i) out.row_sums[i] = 0;
-  double* packed = out.packed;
   for (int64_t i = 0; i < n; ++i) {
-    k.row(i, i, packed);
-    out.diagonal[i] = k.diagonal(i);
-    const RowSums row = sum_row(packed, i, out.row_sums);
+    const RowSums row = sum_row(out.packed + packed_start(i, estimator), i, out.row_sums);
     out.row_sums[i] += row.sum;
     squares += 2 * row.squares;
-    packed += i;
-    if (biased) *packed++ = out.diagonal[i];
   }
   return squares;
 }
 
-// Returns the length of the packed triangle.
-inline int64_t centre_packed(int64_t count, bool biased, const Finished& out) {
+inline void centre_rows(int64_t count, Estimator estimator, const Finished& out) {
   const double n = double(count);
+  const bool biased = estimator == Estimator::biased;
   const double per_row = biased ? 1 / n : 1 / (n - 2);
   double total = 0;
   for (int64_t i = 0; i < count; ++i) total += out.row_sums[i] + (biased ? out.diagonal[i] : 0.0);
   const double grand = biased ? total / (n * n) : total / ((n - 1) * (n - 2));
-  double* packed = out.packed;
   for (int64_t i = 0; i < count; ++i) {
+    double* packed = out.packed + packed_start(i, estimator);
     const double own = out.row_sums[i] + (biased ? out.diagonal[i] : 0.0);
     for (int64_t j = 0; j < i; ++j) {
       const double other = out.row_sums[j] + (biased ? out.diagonal[j] : 0.0);
       packed[j] = kRootTwo * (packed[j] - (own + other) * per_row + grand);
     }
-    packed += i;
-    if (biased) {
-      *packed = *packed - 2 * own * per_row + grand;
-      ++packed;
-    }
+    if (biased) packed[i] = out.diagonal[i] - 2 * own * per_row + grand;
   }
-  return packed - out.packed;
 }
 
-// All of `out` but what its summary takes from the activations. `mean_square`: |c|^2 of the common
-// row c that was subtracted from them.
-template <class Matrix>
-void centre(const Matrix& k, int64_t count, double mean_square, Estimator estimator,
-            const Finished& out) {
+// Centres what lies packed, the entries with j < i and the diagonal beside them, and writes the rest
+// of `out` but what its summary takes from the activations. `mean_square`: |c|^2 of the common row c
+// that was subtracted from them.
+inline void centre(int64_t count, double mean_square, Estimator estimator, const Finished& out) {
   const double n = double(count);
-  const bool biased = estimator == Estimator::biased;
-  const double off_diagonal = pack(k, count, biased, out);
-  const int64_t length = centre_packed(count, biased, out);
+  const double off_diagonal = sum_rows(count, estimator, out);
+  centre_rows(count, estimator, out);
+  const int64_t length = packed_start(count, estimator);
   double centred = 0;
-  for (int64_t k = 0; k < length; k += kDotBlock)
-    dot_tile<1, 1>(out.packed + k, 0, out.packed + k, 0,
-                   length - k < kDotBlock ? length - k : kDotBlock, &centred, 0);
+  for (int64_t start = 0; start < length; start += kDotBlock)
+    dot_tile<1, 1>(out.packed + start, 0, out.packed + start, 0,
+                   length - start < kDotBlock ? length - start : kDotBlock, &centred, 0);
   double diagonal = 0;
   for (int64_t i = 0; i < count; ++i) diagonal += out.diagonal[i] * out.diagonal[i];
   // |raw k|^2 to within the cross terms, which the other two bound.

@@ -64,18 +64,22 @@ bool has_avx512bf16() {
 #endif
 #ifdef FASTCKA_HAS_AMX
 bool has_amx() {
-#ifdef FASTCKA_EMULATE_AMX
+#if defined(FASTCKA_EMULATE_AMX)
   return has_avx512bf16();
-#else
+#elif defined(__linux__)
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  if (!has_avx512bf16() || !__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
-  if (!(edx & (1u << 22)) || !(edx & (1u << 24))) return false;  // bfloat products, tiles
-#if defined(__linux__)
-  // A process must ask for the state of the tiles, 18, before it uses them.
-  return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+  return has_avx512bf16() && __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) &&
+         (edx & (1u << 22)) && (edx & (1u << 24));  // bfloat products, tiles
 #else
   return false;
 #endif
+}
+
+// A process must ask for the state of the tiles, 18, before it uses them.
+void ask_for_tiles() {
+#if defined(__linux__) && !defined(FASTCKA_EMULATE_AMX)
+  if (syscall(SYS_arch_prctl, 0x1023, 18) != 0)
+    throw std::runtime_error("FASTCKA_ISA asks for amx, which the operating system refuses; unset it");
 #endif
 }
 #endif
@@ -91,6 +95,9 @@ const CpuKernels& choose() {
       continue;
     }
     if (std::string(wanted) == states[i].kernels->isa) {
+#ifdef FASTCKA_HAS_AMX
+      if (states[i].supported && states[i].kernels == &amx::kernels) ask_for_tiles();
+#endif
       if (states[i].supported) return *states[i].kernels;
       throw std::runtime_error("FASTCKA_ISA asks for " + std::string(wanted) +
                                ", which this processor lacks; unset it to let fastcka choose");

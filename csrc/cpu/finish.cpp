@@ -5,20 +5,15 @@
 
 namespace fastcka {
 namespace FASTCKA_ISA {
-namespace {
-
-struct Matrix {
-  const double* k;
-  int64_t stride;
-  void row(int64_t i, int64_t count, double* out) const {
-    for (int64_t j = 0; j < count; ++j) out[j] = k[i * stride + j];
-  }
-  double diagonal(int64_t i) const { return k[i * stride + i]; }
-};
-}  // namespace
 
 void finish(const FinishArgs& args) {
-  centre(Matrix{args.k, args.k_stride}, args.n, args.stats[0], args.estimator, args);
+  for (int64_t i = 0; i < args.n; ++i) {
+    const double* row = args.k + i * args.k_stride;
+    double* packed = args.packed + packed_start(i, args.estimator);
+    for (int64_t j = 0; j < i; ++j) packed[j] = row[j];
+    args.diagonal[i] = row[i];
+  }
+  centre(args.n, args.stats[0], args.estimator, args);
   args.summary[2] = args.stats[2];
   args.summary[3] = args.stats[1];
 }

@@ -9,10 +9,10 @@
 // Subtracting c changes no centred Gram matrix, and it must come before the products: afterwards
 // the digits that a large common row has cost are gone (fastcka/maths/README.md).
 #include "../kernels.h"
-#include "amx.h"
 #include "gram_sums.h"
 #include "isa.h"
 #include "panel.h"
+#include "pairs.h"
 #include "tile.h"
 
 namespace fastcka {
@@ -81,9 +81,6 @@ Part<T> part_at(void* workspace, int64_t n, int index) {
   return part;
 }
 
-// All parts together take at most this, or one part does.
-constexpr size_t kLargestWorkspace = size_t(512) << 20;
-
 // A part that had less than this to add up would cost more than it saves.
 constexpr int64_t kLeast = 256;
 
@@ -114,21 +111,13 @@ void multiply_block(const Part<T>& part, int64_t panel_count, int64_t depth, Ope
   if constexpr (sizeof(T) == sizeof(float))
     if (operand == Operand::bf16) {
       constexpr int64_t panel_stride = kBlock / 2 * kPanel;
+      // Pairs take half of the room: the other half holds them as they are before transposition.
       uint32_t* pairs = reinterpret_cast<uint32_t*>(part.panels);
-#if defined(__AMX_BF16__)
       uint32_t* flat = pairs + panel_count * panel_stride;
-#else
-      uint32_t* flat = nullptr;
-#endif
       for (int64_t panel = 0; panel < panel_count; ++panel)
         pack_pairs(part.rows + panel * kPanel * kRowStride, part.mean, depth,
-                   pairs + panel * panel_stride, flat ? flat + panel * panel_stride : nullptr);
-      const int64_t count = (depth + 1) / 2;
-#if defined(__AMX_BF16__)
-      return add_triangle(flat, pairs, panel_count, count, part.sums, stride);
-#else
-      return add_triangle(pairs, panel_count, count, part.sums, stride);
-#endif
+                   pairs + panel * panel_stride, flat + panel * panel_stride);
+      return add_pairs(flat, pairs, panel_count, (depth + 1) / 2, part.sums, stride);
     }
 #endif
   for (int64_t panel = 0; panel < panel_count; ++panel)
@@ -159,7 +148,8 @@ int exponent_of(T largest) {
   if (!(largest > 0) || !(largest - largest == 0)) return 0;
   int exponent = 0;
   for (; largest >= T(2); largest *= T(0.5)) ++exponent;
-  for (; largest < T(1); largest *= T(2)) --exponent;
+  // Zero: a processor that flushes subnormals would double one for ever.
+  for (; largest < T(1) && largest > 0; largest *= T(2)) --exponent;
   return exponent;
 }
 
@@ -213,7 +203,7 @@ GramSums sums_as(const GramInput& args) {
   sums.unscale = power_of_two<double>(exponent);
   sums.mean_square = 0;
   for (int t = 0; t < parts; ++t) sums.mean_square += *part_at<T>(args.workspace, n, t).mean_square;
-  sums.mean_square *= sums.unscale * sums.unscale;
+  sums.mean_square = sums.mean_square * sums.unscale * sums.unscale;
   return sums;
 }
 }  // namespace
@@ -235,8 +225,7 @@ GramSums gram_sums(const GramInput& input) {
 
 void gram(const GramArgs& args) {
   const GramSums sums = gram_sums(args);
-  // Fewer entries are added up sooner than threads are woken.
-#pragma omp parallel for num_threads(args.threads) if (sums.parts > 1 && args.n >= 128)
+#pragma omp parallel for num_threads(args.threads) if (sums.worth_sharing(args.n))
   for (int64_t i = 0; i < args.n; ++i) sums.row(i, i + 1, args.k + i * args.k_stride);
   double spread = 0;
   for (int64_t i = 0; i < args.n; ++i) spread += args.k[i * args.k_stride + i];

@@ -1,7 +1,7 @@
 // gram_finish: many layers x [n, p] -> their centred, packed Gram matrices, without the matrices.
 //
-// The threads share a wide layer, as in gram; narrow layers are dealt out, a layer to a thread, so
-// that neither starting threads nor adding up their triangles costs more than the products.
+// The threads share a wide layer, as in gram; narrow layers, where there is one for each thread, are
+// dealt out, so that neither waking threads nor adding up their triangles costs more than products.
 #include "../kernels.h"
 #include "centre.h"
 #include "gram_sums.h"
@@ -32,11 +32,13 @@ size_t narrow_bytes(const GramInput* layers, int64_t count) {
   return most;
 }
 
-// Threads among which the narrow layers are dealt; a single one is shared like a wide one.
+// Threads among which the narrow layers are dealt; fewer than 2: they are shared like wide ones.
 int dealers(const GramInput* layers, int64_t count, int threads) {
-  int64_t layers_left = 0;
-  for (int64_t i = 0; i < count; ++i) layers_left += narrow(layers[i]);
-  return layers_left < threads ? int(layers_left) : threads;
+  int64_t narrow_ones = 0;
+  for (int64_t i = 0; i < count; ++i) narrow_ones += narrow(layers[i]);
+  if (narrow_ones < threads) return 0;  // some would idle
+  const size_t affordable = kLargestWorkspace / narrow_bytes(layers, count);
+  return affordable < size_t(threads) ? int(affordable) : threads;
 }
 
 void finish_layer(GramInput layer, const Finished& out, Estimator estimator, void* workspace,
@@ -44,7 +46,12 @@ void finish_layer(GramInput layer, const Finished& out, Estimator estimator, voi
   layer.workspace = workspace;
   layer.threads = threads;
   const GramSums sums = gram_sums(layer);
-  centre(sums, layer.n, sums.mean_square, estimator, out);
+#pragma omp parallel for num_threads(threads) if (sums.worth_sharing(layer.n))
+  for (int64_t i = 0; i < layer.n; ++i) {
+    sums.row(i, i, out.packed + packed_start(i, estimator));
+    out.diagonal[i] = sums.diagonal(i);
+  }
+  centre(layer.n, sums.mean_square, estimator, out);
   double spread = 0;
   for (int64_t i = 0; i < layer.n; ++i) spread += out.diagonal[i];
   out.summary[2] = spread;

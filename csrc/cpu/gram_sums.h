@@ -7,6 +7,9 @@
 namespace fastcka {
 namespace FASTCKA_ISA {
 
+// All parts of the threads together take at most this, or one part does.
+constexpr size_t kLargestWorkspace = size_t(512) << 20;
+
 struct GramSums {
   const char* first;    // [stride, stride] float64, the lower triangle
   size_t part_bytes;    // from there to the next thread's
@@ -28,6 +31,9 @@ struct GramSums {
     for (int t = 1; t < parts; ++t) sum += of(t)[i * stride + i];
     return sum * unscale * unscale;
   }
+
+  // Few entries are added up sooner than threads are woken.
+  bool worth_sharing(int64_t n) const { return parts > 1 && n >= 128; }
 
  private:
   const double* of(int part) const {

@@ -141,31 +141,6 @@ void pack_panel(T* rows, T* mean, int64_t depth, Operand operand, T* panel) {
   }
 }
 
-#if defined(__AVX512BF16__)
-// The same as bfloats -> panel [depth / 2, 16] of pairs of features, which one instruction multiplies
-// and adds up; an odd number of vectors is filled up with zeros. `flat` [16, kBlock / 2], where it is
-// given, takes the pairs before they are transposed.
-inline void pack_pairs(float* rows, float* mean, int64_t depth, uint32_t* panel, uint32_t* flat) {
-  constexpr int width = Simd<float>::width;
-  for (int64_t k = 0; k < depth; k += 2 * width) {
-    Simd<float>::vec block[width];
-#pragma GCC unroll 16
-    for (int i = 0; i < width; ++i) {
-      float* row = rows + i * kRowStride + k;
-      const Simd<float>::vec first = at(row) - at(mean + k);
-      const Simd<float>::vec second =
-          k + width < depth ? at(row + width) - at(mean + k + width) : Simd<float>::vec{};
-      block[i] = Simd<float>::vec(_mm512_cvtne2ps_pbh(__m512(second), __m512(first)));
-      if (flat) at(flat + i * (kBlock / 2) + k / 2) = Simd<uint32_t>::vec(block[i]);
-    }
-    transpose<float>(block);
-#pragma GCC unroll 16
-    for (int i = 0; i < width; ++i)
-      at(panel + (k / 2 + i) * kPanel) = Simd<uint32_t>::vec(block[i]);
-  }
-}
-#endif
-
 }  // namespace
 }  // namespace FASTCKA_ISA
 }  // namespace fastcka

@@ -11,30 +11,16 @@ namespace {
 // Features that are added up in the accumulator before the sum goes on in float64.
 constexpr int64_t kDepth = 256;
 
-// What a packed element holds: a feature, or two of them as bfloats, which are added up as floats.
+// What a packed element is: a feature here, a pair of them in pairs.h.
 template <class T>
 struct Element {
-  typedef T sum;
+  typedef T sum;  // the type in which products are added up
   static constexpr int features = 1;
+  static inline void multiply_add(typename Simd<sum>::vec& acc, T left,
+                                  typename Simd<T>::vec right) {
+    acc += left * right;
+  }
 };
-
-template <class T>
-inline void multiply_add(typename Simd<T>::vec& acc, T left, typename Simd<T>::vec right) {
-  acc += left * right;
-}
-
-#if defined(__AVX512BF16__)
-template <>
-struct Element<uint32_t> {
-  typedef float sum;
-  static constexpr int features = 2;
-};
-
-inline void multiply_add(Simd<float>::vec& acc, uint32_t left, Simd<uint32_t>::vec right) {
-  acc = Simd<float>::vec(
-      _mm512_dpbf16_ps(__m512(acc), __m512bh(_mm512_set1_epi32(int(left))), __m512bh(right)));
-}
-#endif
 
 // Adds a tile of `Rows` by 16 * Panels products over `depth` elements to the float64 triangle.
 // a: [depth, 16], from the tile's first row in its panel on; b: `Panels` panels, `b_stride` apart.
@@ -56,7 +42,7 @@ void tile(const T* a, const T* b, int64_t b_stride, int64_t depth, double* sums,
     for (int i = 0; i < Rows; ++i) {
       const T left = a[k * kPanel + i];
 #pragma GCC unroll 8
-      for (int j = 0; j < columns; ++j) multiply_add(acc[i][j], left, right[j]);
+      for (int j = 0; j < columns; ++j) Element<T>::multiply_add(acc[i][j], left, right[j]);
     }
   }
   // Through memory: compilers turn whole rows into float64, but not lanes of a register.
@@ -87,8 +73,8 @@ void add_tiles(const T* a, const T* b, int64_t b_stride, int64_t depth, double* 
     const T* right = b + k * kPanel;
     for (int i = 0; i + rows <= kPanel; i += rows)
       tile<T, rows, Panels>(left + i, right, b_stride, count, sums + i * stride, stride);
-    if (rest)
-      tile<T, rest ? rest : 1, Panels>(left + kPanel - rest, right, b_stride, count,
+    if constexpr (rest > 0)
+      tile<T, rest, Panels>(left + kPanel - rest, right, b_stride, count,
                                        sums + (kPanel - rest) * stride, stride);
   }
 }

@@ -40,7 +40,7 @@ _OPERAND = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
 def gram(x: torch.Tensor, operand: torch.dtype, k: torch.Tensor, stats: torch.Tensor) -> None:
-    threads = _threads()
+    threads = thread_count()
     workspace = _workspace(module.gram_workspace(x, threads))
     module.gram(x, k, stats, workspace, _OPERAND.get(operand, "float32"), threads)
 
@@ -50,16 +50,15 @@ def finish(k, stats, packed, diagonal, row_sums, summary, estimator: str) -> Non
 
 
 def gram_finish(layers, operands, packed, diagonal, row_sums, summary, estimator: str) -> None:
-    threads = _threads()
+    threads = thread_count()
     workspace = _workspace(module.gram_finish_workspace(layers, threads))
-    # float64 layers are multiplied as they are; all others share one operand.
-    operand = next((_OPERAND[name] for name in operands if name in _OPERAND), "float32")
+    names = [_OPERAND.get(operand, "float32") for operand in operands]
     out = (packed, diagonal, row_sums, summary)
-    module.gram_finish(layers, *out, workspace, operand, estimator == "biased", threads)
+    module.gram_finish(layers, names, *out, workspace, estimator == "biased", threads)
 
 
 def hsic_pairs(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
-    module.hsic_pairs(a, b, out, _threads())
+    module.hsic_pairs(a, b, out, thread_count())
 
 
 def multiply_add_rate(threads: int) -> float:
@@ -73,7 +72,8 @@ def multiply_add_rate(threads: int) -> float:
     return best
 
 
-def _threads() -> int:
+def thread_count() -> int:
+    """Threads that a kernel runs with now."""
     return 1 if _forked else torch.get_num_threads()
 
 

@@ -135,9 +135,11 @@ def gram_finish(
 
     Raises:
         As `gram` and `finish`. ValueError: there are no layers, or they differ in examples.
+        RuntimeError: they are on different devices.
 
-    Precision and cost: those of the two. Layers of fewer than 4,096 features are dealt to the
-    threads, so that a call costs some microseconds a layer, not a start of all threads.
+    Precision and cost: those of the two. Layers of fewer than 4,096 features are dealt out where
+    there is one for each thread, so that a call costs some microseconds a layer; so the last digits
+    of a layer may depend on its company.
 
     >>> gram_finish([torch.eye(4), torch.rand(4, 9)]).packed.shape
     torch.Size([2, 6])
@@ -152,6 +154,9 @@ def gram_finish(
             if sizes
             else "`layers` is empty; give the activations of one layer or more"
         )
+    devices = sorted({str(x.device) for x in rows})
+    if len(devices) > 1:
+        raise RuntimeError(f"`layers` must be on one device, but are on {' and '.join(devices)}")
     first, n = rows[0], len(rows[0])
     length = packed_length(n, estimator)
     operand = operand_dtype(operand)

@@ -16,13 +16,27 @@ inline Tile& tile(int number) {
   static thread_local Tile tiles[8];
   return tiles[number];
 }
+// As the processor reads it: palette, first row, 14 of nothing, bytes of a row and rows of each tile.
+struct Config {
+  uint8_t palette = 0, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+inline Config& config() {
+  static thread_local Config loaded;
+  return loaded;
+}
+inline void load_config(const void* from) { std::memcpy(&config(), from, 64); }
+// Nothing moves where nothing was configured.
 inline void load(int number, const void* from, int64_t stride) {
-  for (int i = 0; i < 16; ++i)
-    std::memcpy(tile(number).bytes[i], static_cast<const char*>(from) + i * stride, 64);
+  for (int i = 0; config().palette == 1 && i < config().rows[number]; ++i)
+    std::memcpy(tile(number).bytes[i], static_cast<const char*>(from) + i * stride,
+                config().row_bytes[number]);
 }
 inline void store(int number, void* to, int64_t stride) {
-  for (int i = 0; i < 16; ++i)
-    std::memcpy(static_cast<char*>(to) + i * stride, tile(number).bytes[i], 64);
+  for (int i = 0; config().palette == 1 && i < config().rows[number]; ++i)
+    std::memcpy(static_cast<char*>(to) + i * stride, tile(number).bytes[i],
+                config().row_bytes[number]);
 }
 inline float value(uint16_t bfloat) {
   const uint32_t bits = uint32_t(bfloat) << 16;
@@ -54,8 +68,8 @@ inline void multiply_add(int c, int a, int b) {
 #undef _tile_loadd
 #undef _tile_stored
 #undef _tile_dpbf16ps
-#define _tile_loadconfig(shapes) ((void)(shapes))
-#define _tile_release() ((void)0)
+#define _tile_loadconfig(from) amx_emulation::load_config(from)
+#define _tile_release() (amx_emulation::config() = amx_emulation::Config{})
 #define _tile_zero(t) (amx_emulation::tile(t) = amx_emulation::Tile{})
 #define _tile_loadd(t, from, stride) amx_emulation::load(t, from, stride)
 #define _tile_stored(t, to, stride) amx_emulation::store(t, to, stride)

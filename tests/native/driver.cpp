@@ -874,7 +874,7 @@ void check_gram_finish_layers(const std::vector<int64_t>& widths, int64_t n, boo
 
   int64_t narrow = 0;
   for (int64_t p : widths) narrow += p < 4096;
-  const bool dealt = narrow > 1 && threads > 1;
+  const bool dealt = narrow >= threads && threads > 1;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t p = widths[size_t(i)];
     GramCall gram{layers[size_t(i)].dtype, Operand::as_accumulated, n, p,
@@ -911,6 +911,7 @@ void check_gram_finish() {
       check_gram_finish_layers({300}, 5, biased, threads);
       check_gram_finish_layers({1, 700, 17, 2000, 5000}, 33, biased, threads);
       check_gram_finish_layers({4095, 4096, 4097, 3}, 18, biased, threads);
+      check_gram_finish_layers({600}, 130, biased, threads);
     }
 }
 
