@@ -97,30 +97,28 @@ def measure(timer, calls, seconds, at_least, at_most=200):
 
 
 def measure_beside(benchmark, timer, calls, seconds, at_least, at_most=200):
-    """The same where pytest-benchmark times the first call: the others take their turns in `setup`.
+    """The same in the rounds of pytest-benchmark, which itself times the first call.
 
-    Where benchmarks are disabled nothing is timed, and the result is empty.
+    All take their turns in its `setup`, the first too: what it does between `setup` and its call is
+    long enough for threads to fall asleep. Where benchmarks are disabled nothing is timed, and the
+    result is empty.
     """
-    (name, call), *others = calls.items()
+    first = next(iter(calls.values()))
     if benchmark.disabled:
-        benchmark.pedantic(call)
+        benchmark.pedantic(first)
         return {}
-    samples = {other: [] for other, _ in others}
+    samples = {name: [] for name in calls}
 
     def take_turns():
-        for other, one in others:
-            samples[other].append(timer.sample(one, None))
-        timer.settle(call)
+        for name, call in calls.items():
+            samples[name].append(timer.sample(call, None))
 
     take_turns()  # the first round warms up, the second says how many fit
-    call()
     start = time.monotonic()
     take_turns()
-    call()
     rounds = int(min(at_most, max(at_least, seconds / (time.monotonic() - start))))
-    benchmark.pedantic(call, setup=take_turns, rounds=rounds)
-    samples = {name: [second * 1e6 for second in benchmark.stats.stats.data], **samples}
-    return {which: _summary(times[-rounds:], None) for which, times in samples.items()}
+    benchmark.pedantic(first, setup=take_turns, rounds=rounds)
+    return {name: _summary(times[-rounds:], None) for name, times in samples.items()}
 
 
 def _rounds(timer, calls, enqueue, seconds, at_least, at_most):
