@@ -1,6 +1,7 @@
 """What a user would write without fastcka, at its best. None of it centres.
 
-16-bit values are copied to float32 first, but for the product in their own type.
+16-bit values are copied to float32 first, into memory that is there already, but for the product in
+their own type: fresh memory costs more than the product.
 """
 
 import time
@@ -15,15 +16,16 @@ TOO_SLOW = 2
 
 def gram(x, error):
     """Of one layer; `error` takes the lower triangle of the product."""
-    fp32 = Variant("mm_fp32", partial(mm_fp32, x), error, needs=4 * x.numel())
+    room = x if x.dtype == torch.float32 else torch.empty_like(x, dtype=torch.float32)
+    fp32 = Variant("mm_fp32", partial(mm_fp32, x, room), error)
     if x.is_cuda:
         # The best that cuBLAS has; on a CPU torch.mm takes no out_dtype.
         own = partial(torch.mm, x, x.T, out_dtype=torch.float32)
         return [Variant("mm_out_fp32", own, error), fp32]
     variants = [
         fp32,
-        fp32._replace(name="numpy_fp32", call=partial(numpy_fp32, x)),
-        fp32._replace(name="ssyrk_fp32", call=partial(ssyrk_fp32, x)),
+        fp32._replace(name="numpy_fp32", call=partial(numpy_fp32, x, room)),
+        fp32._replace(name="ssyrk_fp32", call=partial(ssyrk_fp32, x, room)),
     ]
     if x.dtype != torch.float32:
         name = {torch.float16: "mm_fp16", torch.bfloat16: "mm_bf16"}[x.dtype]
@@ -33,7 +35,7 @@ def gram(x, error):
 
 
 def gram_finish(layers, error):
-    """Of many small layers at once; `error` takes the products one after the other."""
+    """Of many small layers in float32; `error` takes the products one after the other."""
     loops = {"mm": mm_fp32, "numpy": numpy_fp32, "ssyrk": ssyrk_fp32}
     variants = [
         Variant(f"{name}_loop_fp32", partial(_each, one, layers), error)
@@ -48,31 +50,35 @@ def hsic(a, b, error):
     return [Variant("mm_fp32", lambda: a @ b.T, error)]
 
 
-def mm_fp32(x):
-    x = x.float()
+def mm_fp32(x, room):
+    x = _as_float32(x, room)
     return x @ x.T
 
 
-def numpy_fp32(x):
+def numpy_fp32(x, room):
     """NumPy sees that it is one matrix twice, and calls SYRK."""
-    x = x.float().numpy()
+    x = _as_float32(x, room).numpy()
     return x @ x.T
 
 
-def ssyrk_fp32(x):
+def ssyrk_fp32(x, room):
     """BLAS is Fortran: without a copy it is given the transpose, and returns one."""
     from scipy.linalg.blas import ssyrk
 
-    return ssyrk(1.0, x.float().numpy().T, trans=1).T
+    return ssyrk(1.0, _as_float32(x, room).numpy().T, trans=1).T
+
+
+def _as_float32(x, room):
+    return x if room is x else room.copy_(x)
 
 
 def bmm_fp32(layers):
-    stacked = torch.stack([x.float() for x in layers])
+    stacked = torch.stack(layers)
     return stacked @ stacked.mT
 
 
 def _each(product, layers):
-    return [product(x) for x in layers]
+    return [product(x, x) for x in layers]
 
 
 def _too_slow(x):

@@ -89,7 +89,8 @@ def _command():
     program = Path(sys.argv[0]).resolve()
     if program.name == "__main__.py":  # python -m pytest
         program = program.parent
-    inside = program.is_relative_to(ROOT)
+    # Not an environment that lies in the folder.
+    inside = program.is_relative_to(ROOT / "bench")
     return " ".join([str(program.relative_to(ROOT)) if inside else program.name, *sys.argv[1:]])
 
 

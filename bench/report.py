@@ -45,7 +45,7 @@ def main(arguments=None):
 def section(grams, whole, picture):
     parts = []
     if grams:
-        parts += [summary(grams), f"![Times faster than the best baseline](docs/{picture})\n"]
+        parts += [summary(grams), f"![Times as fast as the best baseline](docs/{picture})\n"]
         table = gram_table(grams)
         parts.append(f"<details><summary>All cases</summary>\n\n{table}\n</details>\n")
     parts += [whole_table(rows) for rows in whole.values()]
@@ -74,7 +74,7 @@ def summary(grams):
 
 
 def gram_table(grams):
-    titles = "layer|p|n|type|threads|fastcka|best baseline|times faster|error|its error"
+    titles = "layer|p|n|type|threads|fastcka|best baseline|times as fast|error|its error"
     lines = [row_of([*titles.split("|"), "share of floor"]), row_of(["---"] + ["--:"] * 10)]
     for pair in grams:
         (ours, best), ratio = pair, pair.times_faster

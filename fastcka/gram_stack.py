@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from fastcka.kernels import Finished, finish, gram, gram_finish, packed_length, rbf
+from fastcka.kernels.operations import check_activations
 from fastcka.kernels.precision import accumulator
 
 
@@ -88,6 +89,7 @@ class GramStack:
         """Reduce the activations [n, ...] of layer `row` to its packed Gram matrix."""
         self._check(row, x)
         try:
+            check_activations(x, "x")
             self._reduce(row, [x])
         except (TypeError, ValueError, RuntimeError) as error:
             raise type(error)(f"layer {self.layers[row]!r}: {error}") from error

@@ -154,8 +154,10 @@ def test_a_baseline_that_overflows_is_a_finding_and_no_failure(bench, runner):
 @pytest.mark.parametrize("name", ["mm_fp32", "numpy_fp32", "ssyrk_fp32"])
 def test_baselines_are_the_lower_triangle_of_the_product(bench, name):
     x = torch.arange(12.0).reshape(3, 4)
-    found = torch.as_tensor(getattr(bench("baselines"), name)(x)).tril()
-    assert torch.equal(found, (x @ x.T).tril())
+    product = getattr(bench("baselines"), name)
+    for values, room in ((x, x), (x.half(), torch.full_like(x, torch.nan))):
+        found = torch.as_tensor(product(values, room)).tril()
+        assert torch.equal(found, (x @ x.T).tril())
 
 
 def test_rows_are_appended_and_what_is_left_out_is_named(smoke, first):
@@ -307,7 +309,7 @@ def test_cpu_benchmarks_time_all_variants_of_a_case_in_one_run(cpu_run):
     ours = next(name for name in variants if name.startswith("fastcka"))
     assert {"mm_fp32", "numpy_fp32", "ssyrk_fp32", "fastcka:torch"} <= variants.keys()
     assert {variant["rounds"] for variant in variants.values()} == {benchmark["stats"]["rounds"]}
-    assert variants[ours]["median_us"] == pytest.approx(benchmark["stats"]["median"] * 1e6)
+    assert 0 < variants[ours]["median_us"] < 2e6 * benchmark["stats"]["max"]
     for variant in variants.values():
         assert 0 < variant["error"] < 1e-5
         assert variant["p20_us"] <= variant["median_us"] <= variant["p80_us"]
@@ -339,12 +341,15 @@ def test_variants_take_their_turns_in_the_setup_of_a_round(bench):
             for _ in range(rounds):
                 setup()
                 target()
-            self.stats = Mock(stats=Mock(data=[2e-6] * rounds))
 
-    timer = Mock(sample=lambda call, enqueue_us: order.append(call()) or 7.0)
-    calls = {"ours": lambda: order.append("ours"), "theirs": lambda: "theirs"}
+    timer = Mock(sample=lambda call, enqueue_us: call())
+    calls = {
+        "ours": lambda: order.append("ours") or 2.0,
+        "theirs": lambda: order.append("theirs") or 7.0,
+    }
     timings = bench("timing").measure_beside(Benchmark(), timer, calls, 0, at_least=5)
-    assert order == ["theirs", "ours"] * 7  # one round to warm up, one to see how many fit
+    # One round to warm up, one to see how many fit; pytest-benchmark calls ours once more in each.
+    assert order == ["ours", "theirs"] * 2 + ["ours", "theirs", "ours"] * 5
     assert [(t.median_us, t.rounds) for t in timings.values()] == [(2, 5), (7, 5)]
 
 

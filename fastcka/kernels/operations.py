@@ -18,20 +18,27 @@ OPERANDS = {
 
 
 class Gram(NamedTuple):
-    """The Gram matrix of a batch, and what centring took away."""
+    """The Gram matrix of a batch, and what centring took away; float64.
 
-    k: torch.Tensor  # [n, n] float64, the lower triangle
-    stats: torch.Tensor  # [3] float64: |c|², Σ|x_i|², Σ|x_i − c|²
+    k: [n, n], the lower triangle. stats: [3], |c|², Σ|x_i|², Σ|x_i − c|².
+    """
+
+    k: torch.Tensor
+    stats: torch.Tensor
 
 
 class Finished(NamedTuple):
-    """A centred, packed Gram matrix, and what it takes to recover the Gram matrix from it."""
+    """A centred, packed Gram matrix, and what it takes to recover the Gram matrix from it; float64.
 
-    packed: torch.Tensor  # [packed_length(n, estimator)] float64
-    diagonal: torch.Tensor  # [n] of k
-    row_sums: torch.Tensor  # [n] of k without its diagonal
-    summary: torch.Tensor  # [5]: |centred|², |k without diagonal|², Σ|x_i − c|², Σ|x_i|²,
-    #                             conditioning = |raw k| / rms(centred)
+    packed: [packed_length(n, estimator)], the lower triangle row by row. diagonal: [n], of k.
+    row_sums: [n], of k without its diagonal. summary: [5], |centred|², |k without diagonal|²,
+    Σ|x_i − c|², Σ|x_i|², and the conditioning, |raw k| / rms(centred).
+    """
+
+    packed: torch.Tensor
+    diagonal: torch.Tensor
+    row_sums: torch.Tensor
+    summary: torch.Tensor
 
 
 def gram(
@@ -53,8 +60,8 @@ def gram(
         `Gram` on the device of x; only the lower triangle of k is defined.
 
     Raises:
-        TypeError: x is no floating tensor of those types.
-        ValueError: x has fewer than two dimensions, or no rows or features.
+        TypeError: x is no floating tensor of those types, or float64 with an operand of 16 bits.
+        ValueError: x has fewer than two dimensions, or no rows or features; unknown operand.
         RuntimeError: the backend asked for cannot run here.
 
     Precision: products of 16- and 32-bit values are added up in float32 over 16,384 features at
@@ -144,8 +151,11 @@ def gram_finish(
     >>> gram_finish([torch.eye(4), torch.rand(4, 9)]).packed.shape
     torch.Size([2, 6])
     """
-    for x in layers:
-        check_activations(x, "x")
+    if isinstance(layers, torch.Tensor):
+        raise TypeError("`layers` must be a list of tensors, one a layer, but is a tensor")
+    layers = list(layers)
+    for index, x in enumerate(layers):
+        check_activations(x, f"layers[{index}]")
     rows = [as_rows(x) for x in layers]
     sizes = {len(x) for x in rows}
     if len(sizes) != 1:
