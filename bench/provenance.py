@@ -91,7 +91,8 @@ def _command():
         program = program.parent
     # Not an environment that lies in the folder.
     inside = program.is_relative_to(ROOT / "bench")
-    return " ".join([str(program.relative_to(ROOT)) if inside else program.name, *sys.argv[1:]])
+    command = [str(program.relative_to(ROOT)) if inside else program.name, *sys.argv[1:]]
+    return " ".join(command).replace(f"{ROOT}/", "").replace(str(ROOT), ".")
 
 
 def _version(package):
