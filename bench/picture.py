@@ -1,4 +1,4 @@
-"""The picture of README.md: how many times faster than the best baseline."""
+"""The picture of README.md: how many times as fast as the best baseline."""
 
 from comparisons import name, threads
 
