@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from fastcka.kernels import Finished, finish, gram, gram_finish, packed_length, rbf
+from fastcka.kernels.layout import read_in_place
 from fastcka.kernels.operations import check_activations
 from fastcka.kernels.precision import accumulator
 
@@ -99,7 +100,10 @@ class GramStack:
         for row, x in enumerate(activations):
             self._check(row, x)
         try:
-            self._reduce(0, activations)
+            start = 0
+            for some in _runs(activations):
+                self._reduce(start, some)
+                start += len(some)
         except (TypeError, ValueError, RuntimeError):
             # One by one: the error names its layer.
             for row, x in enumerate(activations):
@@ -136,6 +140,17 @@ class GramStack:
         if self._missing:
             names = ", ".join(repr(self.layers[row]) for row in sorted(self._missing))
             raise ValueError(f"no activations were given for {names}")
+
+
+def _runs(activations: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """The list in pieces, with one layer in each that must be copied: no two copies are held."""
+    runs = []
+    for x in activations:
+        if runs and read_in_place(x):
+            runs[-1].append(x)
+        else:
+            runs.append([x])
+    return runs
 
 
 def _two_devices(layer: str, its: torch.device, first: torch.device) -> RuntimeError:

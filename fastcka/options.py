@@ -12,8 +12,11 @@ def check_options(estimator: str, gram: str, bandwidth: float | None) -> None:
     check_choice("gram", gram, GRAMS)
     if bandwidth is not None and gram != "rbf":
         raise ValueError("`bandwidth` belongs to gram='rbf'")
-    if bandwidth is None:
-        return
+    if bandwidth is not None:
+        check_bandwidth(bandwidth)
+
+
+def check_bandwidth(bandwidth: float) -> None:
     if not isinstance(bandwidth, numbers.Real) or not 0 < bandwidth < float("inf"):
         raise ValueError(f"`bandwidth` must be a positive number, but is {bandwidth!r}")
 

@@ -15,7 +15,7 @@ from fastcka import MinibatchCKA, Tap, compare, compare_many
 from fastcka.capture.matching import find
 from fastcka.capture.modules import named
 from fastcka.capture.presets import raghu
-from fastcka.kernels import finish, gram, gram_finish, hsic_pairs, native, using
+from fastcka.kernels import finish, gram, gram_finish, hsic_pairs, native, rbf, using
 
 x, y = torch.randn(8, 5), torch.randn(8, 3)
 pictures = torch.randn(8, 3, 6, 6)
@@ -169,8 +169,11 @@ REFUSALS = [
     (lambda: gram_finish([x[:3]]), ValueError, "unbiased HSIC needs at least 4 examples"),
     (lambda: gram_finish([x, x.to("meta")]), RuntimeError, "`layers` must be on one device, but are on cpu and meta"),
     (lambda: two().update([x, x.int()], [y]), TypeError, "layer 'a1': `x` must be float16"),
-    (lambda: hsic_pairs(torch.ones(2, 6), torch.ones(2, 6, device="meta")), RuntimeError,
+    (lambda: hsic_pairs(torch.ones(2, 6).double(), torch.ones(2, 6, device="meta").double()), RuntimeError,
      "`a` is on cpu and `b` on meta"),
+    (lambda: hsic_pairs(torch.ones(2, 6)), TypeError, "`a` must be a tensor of float64, but is torch.float32"),
+    (lambda: finish(gram(x)._replace(k=x)), TypeError, "`batch.k` must be a tensor of float64, but is torch.float32"),
+    (lambda: rbf(gram(x), -1.0), ValueError, "`bandwidth` must be a positive number, but is -1.0"),
     # layers
     (lambda: find("blocks.12", vit(), "a"), ValueError, "model 'a' has no layer 'blocks.12'; did you mean 'blocks.2', 'blocks.1', "),
     (lambda: find("zzz", vit(), "a"), ValueError, "no layer 'zzz'; it has 'patch_embed', .* and .* more"),

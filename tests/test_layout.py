@@ -1,10 +1,11 @@
 import pytest
 import torch
 from data import DTYPES
-from tolerance import assert_close
+from tolerance import OPERAND, assert_close
 
-from fastcka.kernels import gram
-from fastcka.kernels.layout import as_rows
+from fastcka.gram_stack import GramStack
+from fastcka.kernels import gram, gram_finish
+from fastcka.kernels.layout import as_rows, read_in_place
 
 x = torch.arange(6 * 3 * 4 * 5, dtype=torch.float32).reshape(6, 3, 4, 5)
 
@@ -34,6 +35,7 @@ def test_dense_rows_are_read_in_place(name):
     tensor = READ_IN_PLACE[name]
     rows = as_rows(tensor)
     assert rows.data_ptr() == tensor.data_ptr()
+    assert read_in_place(tensor)
     assert rows.shape == (tensor.shape[0], tensor[0].numel())
 
 
@@ -42,6 +44,7 @@ def test_rows_that_are_not_dense_are_copied(name):
     tensor = COPIED[name]
     rows = as_rows(tensor)
     assert rows.data_ptr() != tensor.data_ptr()
+    assert not read_in_place(tensor)
     assert rows.stride(1) == 1
     assert torch.equal(rows, tensor.flatten(1))
 
@@ -68,3 +71,21 @@ def test_gram_does_not_depend_on_the_layout(version, dtype):
     }
     for tensor in layouts.values():
         assert_close(gram(tensor).k.tril() / scale, expected / scale, 1e-6)
+
+
+def test_a_batch_holds_one_copy_of_a_layer_at_a_time(monkeypatch):
+    torch.manual_seed(0)
+    xs = [torch.randn(8, 5), *(torch.randn(5, 8).T for _ in range(3)), torch.randn(8, 2, 3)]
+    expected = gram_finish(xs).packed
+    together = []
+
+    def spy(layers, **options):
+        together.append(sum(not read_in_place(x) for x in layers))
+        return gram_finish(layers, **options)
+
+    monkeypatch.setattr("fastcka.gram_stack.gram_finish", spy)
+    stack = GramStack([str(i) for i in range(5)], 8)
+    stack.put_all(xs)
+    assert together == [0, 1, 1, 1]
+    assert_close(stack.packed, expected, OPERAND["fp32"])
+    stack.check_complete()

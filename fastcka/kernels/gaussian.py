@@ -3,6 +3,7 @@
 import torch
 
 from fastcka.kernels.operations import Gram
+from fastcka.options import check_bandwidth
 
 # Equal rows: k_ii + k_jj − 2 k_ij is not 0 but the rounding of the three, some tens of eps at most.
 EQUAL = 64.0
@@ -24,7 +25,11 @@ def rbf(linear: Gram, bandwidth: float = 1.0, eps: float = torch.finfo(torch.flo
     Returns:
         A `Gram` with the Gaussian matrix (both triangles) and the norms of `linear`, but for |c|²,
         which is 0: nothing was taken away from the Gaussian matrix.
+
+    Raises:
+        ValueError: the bandwidth is no positive number.
     """
+    check_bandwidth(bandwidth)
     lower = torch.tril(linear.k, -1)
     norms = linear.k.diagonal()
     d2 = squared_distances(lower + lower.T + torch.diag(norms), norms, norms, eps)

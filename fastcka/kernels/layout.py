@@ -3,6 +3,11 @@
 import torch
 
 
+def read_in_place(x: torch.Tensor) -> bool:
+    """Whether `as_rows` needs no copy."""
+    return not x.is_neg() and (x.is_contiguous() or _dense_features(x) is not None)
+
+
 def as_rows(x: torch.Tensor) -> torch.Tensor:
     """View activations [n, ...] as rows [n, p] whose features lie in the order of memory.
 
@@ -18,6 +23,14 @@ def as_rows(x: torch.Tensor) -> torch.Tensor:
         x = x.resolve_neg()
     if x.is_contiguous():
         return x.flatten(1)
+    features = _dense_features(x)
+    if features is None:
+        return x.reshape(x.shape[0], -1).contiguous()
+    return x.as_strided((x.shape[0], features), (x.stride(0), 1))
+
+
+def _dense_features(x: torch.Tensor) -> int | None:
+    """How many values follow each other in memory in every row; None where a row has gaps."""
     strides = sorted(
         (stride, size)
         for stride, size in zip(x.stride()[1:], x.shape[1:], strict=True)
@@ -26,6 +39,6 @@ def as_rows(x: torch.Tensor) -> torch.Tensor:
     features = 1
     for stride, size in strides:
         if stride != features:
-            return x.reshape(x.shape[0], -1).contiguous()
+            return None
         features *= size
-    return x.as_strided((x.shape[0], features), (x.stride(0), 1))
+    return features

@@ -105,6 +105,7 @@ def finish(
         `Finished`. Where an entry is inf or NaN, so are the norms in the summary.
 
     Raises:
+        TypeError: the matrix is not float64.
         ValueError: the estimator is unknown, or n too small for it.
 
     Precision: float64. Cost: about 3n²/2 values read or written.
@@ -113,6 +114,7 @@ def finish(
     >>> finish(gram(x)).packed.shape
     torch.Size([6])
     """
+    check_float64(batch.k, "batch.k")
     n = batch.k.shape[0]
     length = packed_length(n, estimator)
     if into is None:
@@ -193,6 +195,9 @@ def hsic_pairs(
     Returns:
         [L, M] float64.
 
+    Raises:
+        TypeError: a stack is not float64. RuntimeError: they are on different devices.
+
     Cost: 2·L·M·m flop.
 
     >>> hsic_pairs(torch.eye(2, dtype=torch.float64))
@@ -200,6 +205,8 @@ def hsic_pairs(
             [0., 1.]], dtype=torch.float64)
     """
     b = a if b is None else b
+    check_float64(a, "a")
+    check_float64(b, "b")
     if b.device != a.device:
         raise RuntimeError(f"`a` is on {a.device} and `b` on {b.device}; move one to the other")
     out = a.new_empty(a.shape[0], b.shape[0])
@@ -232,6 +239,12 @@ def check_activations(x: torch.Tensor, name: str) -> None:
         )
     if x.numel() == 0:
         raise ValueError(f"`{name}` is empty: its shape is {list(x.shape)}")
+
+
+def check_float64(x: torch.Tensor, name: str) -> None:
+    came = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
+    if came != torch.float64:
+        raise TypeError(f"`{name}` must be a tensor of float64, but is {came}")
 
 
 def resolve_operand(operand: torch.dtype | None, x: torch.Tensor) -> torch.dtype:
