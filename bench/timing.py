@@ -6,6 +6,10 @@ from typing import NamedTuple
 
 import torch
 
+# Seconds of a round that needs no warming up beside the check, and of which three are enough: calls
+# of seconds vary by little.
+LONG = 10
+
 
 class Timing(NamedTuple):
     median_us: float
@@ -113,11 +117,16 @@ def measure_beside(benchmark, timer, calls, seconds, at_least, at_most=200):
         for name, call in calls.items():
             samples[name].append(timer.sample(call, None))
 
-    take_turns()  # the first round warms up, the second says how many fit
-    start = time.monotonic()
-    take_turns()
-    rounds = int(min(at_most, max(at_least, seconds / (time.monotonic() - start))))
-    benchmark.pedantic(first, setup=take_turns, rounds=rounds)
+    def seconds_of_a_round():
+        start = time.monotonic()
+        take_turns()
+        return time.monotonic() - start
+
+    if seconds_of_a_round() > LONG:
+        more, rounds = 2, 3
+    else:  # that was to warm up; the second says how many fit
+        more = rounds = int(min(at_most, max(at_least, seconds / seconds_of_a_round())))
+    benchmark.pedantic(first, setup=take_turns, rounds=more)
     return {name: _summary(times[-rounds:], None) for name, times in samples.items()}
 
 
