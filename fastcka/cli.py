@@ -9,7 +9,7 @@ from fastcka import compare_command, list_command
 from fastcka.info import describe
 from fastcka.kernels.dispatch import BACKENDS
 from fastcka.kernels.operations import OPERANDS
-from fastcka.options import ESTIMATORS, GRAMS
+from fastcka.options import ESTIMATORS, GRAMS, check_whole_number
 from fastcka.streaming import WEIGHTINGS
 
 MODEL = "timm name, hf-hub:OWNER/NAME, local-dir:FOLDER, or NAME@FILE with weights from a file"
@@ -106,6 +106,7 @@ def _add_compare(commands) -> None:
     add("--pretrained", action="store_true", help="weights from the hub or its cache")
     add("--img-size", type=int, metavar="N", help="pixels of a side, for all models")
     add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
+    add("--threads", type=_threads, metavar="N", help="of each process")
     add("--amp", action="store_true", help="run the models under autocast")
     add("--amp-dtype", choices=("float16", "bfloat16"), help="of --amp (default: float16)")
     add = parser.add_argument_group("measure").add_argument
@@ -133,9 +134,22 @@ def _add_compare(commands) -> None:
     add = parser.add_argument_group("output").add_argument
     add("--output", metavar="DIR", help="folder (default: fastcka-results/MODEL-MODEL)")
     add("--overwrite", action="store_true", help="replace an earlier result there")
+    add("--resume", action="store_true", help="go on with an unfinished run")
+    add(
+        "--save-every",
+        type=float,
+        default=300,
+        metavar="SECONDS",
+        help="how often the state of a long run is saved (default: %(default)s)",
+    )
     add("--errors", action="store_true", help="standard errors in the figure")
     add("--title", help="of the figure")
     add("--quiet", action="store_true", help="print nothing but warnings and errors")
+
+
+def _threads(text: str) -> int:
+    check_whole_number("--threads", int(text), 1)
+    return int(text)
 
 
 def _add_list(commands) -> None:

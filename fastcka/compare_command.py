@@ -1,23 +1,22 @@
 """From names of models and a folder of images to a result and its figure: `fastcka compare`."""
 
 import argparse
-import itertools
 import json
-import os
 import re
 import sys
 import time
 import warnings
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-
-import torch
 
 from fastcka import models
 from fastcka.comparison import compare, compare_many
 from fastcka.data import ImageBatches, write_images
+from fastcka.distributed import Share
+from fastcka.launch import device, processes
 from fastcka.models import Network
+from fastcka.output_folder import output_folder
 from fastcka.result import CKAResult, CKAResults
 from fastcka.summary import in_words, summary
 from fastcka.warning import CKAWarning
@@ -25,6 +24,7 @@ from fastcka.warning import CKAWarning
 RESULTS = Path("fastcka-results")
 RESULT, FIGURES, SUMMARY = "result.safetensors", ("heatmap.png", "heatmap.pdf"), "summary.json"
 PARTIAL = "partial.safetensors"  # what there is of a result after an error
+STATE = "state.safetensors"  # what --resume goes on from; of each process, state-0-of-2.safetensors
 
 
 def run(options: argparse.Namespace) -> None:
@@ -32,32 +32,53 @@ def run(options: argparse.Namespace) -> None:
     _check_used(options)
     labels = models.labels(options.models)
     layers = _layers(options, labels)
-    folder = _output_folder(options, labels)
-    try:
-        _run(options, labels, layers, folder)
-    finally:
-        with suppress(OSError):
-            folder.rmdir()  # where nothing came to be written
+    with processes(options.threads) as share, ExitStack() as stack:
+        options.silent = share.rank > 0  # one of them speaks for all
+        options.quiet |= options.silent
+        folder = share.from_first(lambda: stack.enter_context(_output_folder(options, labels)))
+        _run(options, labels, layers, folder, share)
+
+
+def _output_folder(options: argparse.Namespace, labels: list[str]):
+    beyond = f"-and-{len(labels) - 3}-more" if len(labels) > 3 else ""
+    name = "-".join(re.sub(r"[^\w.@()]+", "_", label)[:60] for label in labels[:3]) + beyond
+    return output_folder(
+        options.output,
+        RESULTS / name,
+        result=RESULT,
+        states=f"{Path(STATE).stem}*",
+        overwrite=options.overwrite,
+        resume=options.resume,
+    )
 
 
 def _run(
-    options: argparse.Namespace, labels: list[str], layers: dict[str, list[str]], folder: Path
+    options: argparse.Namespace,
+    labels: list[str],
+    layers: dict[str, list[str]],
+    folder: Path,
+    share: Share,
 ) -> None:
     networks = _networks(options, labels)
-    data = _images(options, folder, networks)
+    data = _images(options, folder, networks, share)
+    if options.resume and not any(folder.glob(f"{Path(STATE).stem}*")):
+        _tell(options, f"there is nothing to resume in {folder}: begins at the start")
     started = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("always", CKAWarning)
-        warnings.showwarning = _in_a_line(warnings.showwarning)
+        warnings.showwarning = _in_a_line(options, warnings.showwarning)
         try:
-            result = _measure(options, networks, layers, data)
+            result = _measure(options, networks, layers, data, folder, share)
         except BaseException as error:
-            if hasattr(error, "partial"):
+            if hasattr(error, "partial") and share.rank == 0:
                 path = _named(error.partial, networks).save(folder / PARTIAL)
-                _tell(f"what was measured until then is in {path}")
+                _tell(options, f"what was measured until then is in {path}; --resume goes on")
             raise
     seconds = time.perf_counter() - started
-    _write(options, folder, result)
+    if share.rank == 0:
+        _write(options, folder, result)
+        for left in (folder / PARTIAL, *folder.glob(f"{Path(STATE).stem}*")):
+            left.unlink(missing_ok=True)
     if not options.quiet:
         print(in_words(result))
         print(f"{seconds:.1f} s; {', '.join((RESULT, *FIGURES, SUMMARY))} are in {folder}")
@@ -81,31 +102,6 @@ def _check_used(options: argparse.Namespace) -> None:
         raise ValueError("--generate does nothing beside --data")
 
 
-def _output_folder(options: argparse.Namespace, labels: list[str]) -> Path:
-    """Made before anything runs: a folder that cannot be written is known at once."""
-    beyond = f"-and-{len(labels) - 3}-more" if len(labels) > 3 else ""
-    name = "-".join(re.sub(r"[^\w.@()]+", "_", label)[:60] for label in labels[:3]) + beyond
-    folder = Path(options.output) if options.output else RESULTS / name
-    if not (options.output or options.overwrite):
-        more = (RESULTS / f"{name}-{number}" for number in itertools.count(2))
-        folder = next(
-            place for place in itertools.chain([folder], more) if not (place / RESULT).exists()
-        )
-    if (folder / RESULT).exists() and not options.overwrite:
-        raise ValueError(
-            f"{folder / RESULT} is there already: give another --output, or add --overwrite"
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(
-            f"cannot make the folder {folder}: {error.strerror}; give another --output"
-        ) from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(f"cannot write to the folder {folder}; give another --output")
-    return folder
-
-
 def _networks(options: argparse.Namespace, labels: list[str]) -> dict[str, Network]:
     networks = {}
     for place, (label, name) in enumerate(zip(labels, options.models, strict=True)):
@@ -120,20 +116,20 @@ def _networks(options: argparse.Namespace, labels: list[str]) -> dict[str, Netwo
         if network.provenance["weights"].startswith("untrained")
     ]
     if untrained:
-        _tell(f"untrained, for want of --pretrained or NAME@FILE: {', '.join(untrained)}")
+        _tell(options, f"untrained, for want of --pretrained or NAME@FILE: {', '.join(untrained)}")
     return networks
 
 
 def _images(
-    options: argparse.Namespace, folder: Path, networks: dict[str, Network]
+    options: argparse.Namespace, folder: Path, networks: dict[str, Network], share: Share
 ) -> ImageBatches:
     root = options.data
     if root is None:
         count = 512 if options.generate is None else options.generate
         place = RESULTS if options.output is None else folder
         root = place / f"images-{count}-seed{options.seed}"
-        _tell(f"no --data: {count} generated images, in {root}")
-        write_images(root, count, seed=options.seed)
+        _tell(options, f"no --data: {count} generated images, in {root}")
+        share.from_first(lambda: write_images(root, count, seed=options.seed))
     transforms, shared = {}, {}
     for label, network in networks.items():
         # Models with the same preprocessing share the view.
@@ -154,6 +150,8 @@ def _measure(
     networks: dict[str, Network],
     layers: dict[str, list[str]],
     data: ImageBatches,
+    folder: Path,
+    share: Share,
 ) -> CKAResult | CKAResults:
     common = {
         "n": options.n,
@@ -164,9 +162,13 @@ def _measure(
         "bandwidth": options.bandwidth,
         "operand": options.operand,
         "autocast": (options.amp_dtype or "float16") if options.amp else None,
-        "device": options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        "device": options.device or device(),
         "backend": options.backend,
         "progress": not options.quiet,
+        "checkpoint": folder / STATE,
+        "resume": True,  # a state that is there has been agreed to
+        "save_every": options.save_every,
+        "distributed": share.ranks > 1,
     }
     views = {label: _view(label) for label in networks}
     modules = {label: network.module for label, network in networks.items()}
@@ -216,23 +218,24 @@ def _write(options: argparse.Namespace, folder: Path, result: CKAResult | CKARes
     errors = options.errors
     first = next(iter(result.values())) if isinstance(result, CKAResults) else result
     if errors and first.meta["n_blocks"] < 2:
-        _tell("one batch alone has no standard errors: the figure is drawn without")
+        _tell(options, "one batch alone has no standard errors: the figure is drawn without")
         errors = False
     for name in FIGURES:
         result.plot(folder / name, errors=errors, title=options.title)
 
 
-def _in_a_line(show):
+def _in_a_line(options: argparse.Namespace, show):
     """Our own warnings without the place in the code, which says nothing here."""
 
     def shown(message, category, *place):
         if issubclass(category, CKAWarning):
-            _tell(str(message))
+            _tell(options, str(message))
         else:
             show(message, category, *place)
 
     return shown
 
 
-def _tell(text: str) -> None:
-    print(f"fastcka: {text}", file=sys.stderr)
+def _tell(options: argparse.Namespace, text: str) -> None:
+    if not options.silent:
+        print(f"fastcka: {text}", file=sys.stderr)

@@ -1,14 +1,18 @@
 """Models and data in, CKA between all their layers out; written for any number of models."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from operator import itemgetter
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
 from fastcka.capture.tap import as_items
+from fastcka.checkpoint import Checkpoint
 from fastcka.data.pairing import Paired
+from fastcka.distributed import Share, shared
 from fastcka.measurement import measure
 from fastcka.participant import Participant, autocast_dtype
 from fastcka.result import CKAResult, CKAResults
@@ -37,6 +41,10 @@ def compare(
     device: torch.device | str | None = None,
     backend: str | None = None,
     progress: bool = True,
+    checkpoint: str | os.PathLike | None = None,
+    resume: bool = False,
+    save_every: float = 300.0,
+    distributed: bool = False,
 ) -> CKAResult:
     """Measure CKA between all layers of two models, or of one with itself, in one pass of the data.
 
@@ -64,6 +72,15 @@ def compare(
         autocast: "fp16" or "bf16" runs the models in that type; None as they are.
         device: where they run; None is where they are.
         progress: a bar where the output is a terminal.
+        checkpoint: a file for the state of a long comparison, replaced every `save_every` seconds,
+            and after an error, Ctrl-C or SIGTERM. None saves nothing.
+        resume: go on from `checkpoint`, where it is there; the numbers are then those of an
+            uninterrupted run, to the bit on the same device with as many threads. Models, data and
+            arguments must be the same. `fastcka.data.ImageBatches` begin where they stopped; other
+            data are read again and let by, and must give the same batches.
+        save_every: seconds.
+        distributed: share the batches among the processes of `torch.distributed`; each is given all
+            of `data`, runs a part of the batches, and returns the whole result.
 
     Returns:
         `CKAResult`; its `meta` holds all that the numbers depend on.
@@ -71,6 +88,9 @@ def compare(
     Raises:
         TypeError, ValueError: an argument is none of the above, a layer is unknown, or the data
             gives no batch of 4 images; the message says what to do.
+        ValueError: what is resumed is another comparison, or its file is damaged.
+        FileExistsError: `checkpoint` is there, and `resume` is not asked for.
+        RuntimeError: `distributed` without several processes, or one of them did not finish.
 
     Whatever ends a comparison midway, an error of the data, of a model, or an interrupt, bears what
     was measured until then as its attribute `partial`.
@@ -122,6 +142,7 @@ def compare(
         n=n,
         passes=passes,
         progress=progress,
+        **_course(checkpoint, resume, save_every, distributed),
         many=False,
         estimator=estimator,
         weighting=weighting,
@@ -150,6 +171,10 @@ def compare_many(
     device: torch.device | str | None = None,
     backend: str | None = None,
     progress: bool = True,
+    checkpoint: str | os.PathLike | None = None,
+    resume: bool = False,
+    save_every: float = 300.0,
+    distributed: bool = False,
 ) -> CKAResults:
     """Measure CKA between every layer of any number of models in one pass of the data.
 
@@ -207,6 +232,7 @@ def compare_many(
         n=n,
         passes=passes,
         progress=progress,
+        **_course(checkpoint, resume, save_every, distributed),
         many=True,
         estimator=estimator,
         weighting=weighting,
@@ -215,6 +241,20 @@ def compare_many(
         operand=operand,
         backend=backend,
     )
+
+
+def _course(
+    checkpoint: str | os.PathLike | None, resume: bool, save_every: float, distributed: bool
+) -> dict:
+    share = shared() if distributed else Share()
+    if checkpoint is None:
+        if resume:
+            raise ValueError("`resume` needs `checkpoint`, the file to go on from")
+        return {"checkpoint": None, "share": share}
+    path = Path(checkpoint)
+    if share.ranks > 1:
+        path = path.with_name(f"{path.stem}-{share.rank}-of-{share.ranks}{path.suffix}")
+    return {"checkpoint": Checkpoint(path, resume, save_every), "share": share}
 
 
 def _check_model(name: str, model, optional: bool = False) -> None:

@@ -1,26 +1,28 @@
 """Any number of models over the batches of the data: the engine of a comparison."""
 
+import copy
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from functools import partial
 
 import torch
-from torch.utils.data import DataLoader
 
-from fastcka.data.images import ImageBatches
-from fastcka.data.labels import labels
-from fastcka.data.loaders import length, sampler
-from fastcka.data.pairing import Paired
-from fastcka.data.shuffling import ClassMixing, unshuffled
+from fastcka.account import Account
+from fastcka.capture.matching import few
+from fastcka.checkpoint import Checkpoint, difference
+from fastcka.course import Course
+from fastcka.distributed import Share
 from fastcka.gram_stack import GramStack
+from fastcka.interrupts import Interrupts
 from fastcka.options import check_whole_number
 from fastcka.participant import Inputs, Participant, autocast_name
-from fastcka.provenance import provenance
 from fastcka.result import CKAResult, CKAResults
 from fastcka.streaming import SMALLEST_BATCH, MinibatchCKA
 from fastcka.warning import CKAWarning
+
+# Of what a checkpoint holds; another one is not resumed.
+SCHEMA = 1
 
 
 def measure(
@@ -31,6 +33,8 @@ def measure(
     passes: int,
     progress: bool,
     many: bool,
+    checkpoint: Checkpoint | None,
+    share: Share,
     **options,
 ) -> CKAResult | CKAResults:
     """Run the models over the data; `options` are those of `MinibatchCKA`."""
@@ -38,21 +42,30 @@ def measure(
         check_whole_number("n", n, SMALLEST_BATCH)
     check_whole_number("passes", passes, 1)
     sums = _Sums(participants, many, options)
-    account = _Account(participants, data, n, passes)
+    course = Course(data, n, passes, share, watched=checkpoint is not None or share.ranks > 1)
+    account = Account(participants, course)
+    state = _State(participants, course, account, sums, checkpoint)
     _warn(account.before)
     try:
         with ExitStack() as stack:
+            interrupts = stack.enter_context(Interrupts())
+            state.begin(options)
             for participant in participants:
                 stack.enter_context(participant.ready())
-            for turn, number, batch in _batches(data, account.loaders, passes, progress):
-                inputs = {p.label: p.inputs(batch) for p in participants}
-                size = _common_size(inputs)
-                if turn == number == 0:
-                    _check_divides(n, account.loaders[0], size)
-                sums.add(inputs, _parts(size, n), turn, number)
-                account.see(batch, _parts(size, n))
+            for turn, number, batch in course.batches(sums.examples, progress):
+                inputs = sums.inputs(batch)
+                parts = course.slices(_common_size(inputs))
+                stacks = sums.stacks(inputs, parts, number)
+                with interrupts.after():
+                    sums.add(parts, stacks, partial(course.index, number))
+                    account.see(batch, parts)
+                    course.done(turn, number)
+                state.save_if_due()
+            state.save()
+            state.gather()
     except BaseException as error:
         if sums.accumulator is not None:  # hours may be behind us
+            state.save()
             error.partial = _returned(account.explain(sums.results()), many)
         raise
     results = account.explain(sums.results())
@@ -65,56 +78,103 @@ def _returned(results: dict[tuple[str, ...], CKAResult], many: bool) -> CKAResul
     return CKAResults(results) if many else next(iter(results.values()))
 
 
-class _Account:
-    """All that should be known of a comparison beside its numbers."""
+class _State:
+    """All of a comparison that a checkpoint keeps, and that processes exchange."""
 
-    def __init__(self, participants: list[Participant], data: Iterable, n: int | None, passes: int):
-        self.participants = participants
-        self.loaders = (data.a, data.b) if isinstance(data, Paired) else (data,)
-        unlike = (told for loader in self.loaders for told in unshuffled(loader))
-        self.before = tuple(dict.fromkeys(unlike))
-        self._mixing = ClassMixing()
-        self._facts = provenance(participants[0].device) | {
-            "n": n,
-            "passes": passes,
-            "autocast": autocast_name(participants[0].autocast),
+    def __init__(
+        self,
+        participants: list[Participant],
+        course: Course,
+        account: Account,
+        sums: "_Sums",
+        checkpoint: Checkpoint | None,
+    ):
+        self.participants, self.course, self.account = participants, course, account
+        self.sums, self.checkpoint = sums, checkpoint
+        self._identity: dict = {}
+
+    def begin(self, options: dict) -> None:
+        """See that all processes compare the same, and go on from what was saved."""
+        if not self.course.watched:
+            return
+        share = self.course.share
+        self._identity = {
+            "schema": SCHEMA,
+            "models": {p.label: p.identity() for p in self.participants},
+            **self.account.identity(),
+            **{name: None if value is None else str(value) for name, value in options.items()},
+            "n": self.course.n,
+            "passes": self.course.passes,
+            "autocast": autocast_name(self.participants[0].autocast),
+            "processes": share.ranks,
         }
-        self._data()  # now: after hours, or an error, the files may be gone
+        for rank, theirs in enumerate(share.everyone(self._identity)):
+            if found := difference(self._identity, theirs):
+                name, one, other = found
+                raise ValueError(
+                    f"all processes must compare the same, but `{name}` is {one} in process "
+                    f"{share.rank} and {other} in process {rank}"
+                )
+        self._identity["process"] = share.rank
+        if self.checkpoint is not None:
+            self._resume(self.checkpoint)
 
-    def _data(self) -> dict:
-        return dict(zip(("data", "data_b"), map(_describe, self.loaders), strict=False))
-
-    def see(self, batch, parts: list[slice]) -> None:
-        """Watch the classes of a batch."""
-        known = labels(batch if len(self.loaders) == 1 else batch[0])
-        if known is not None and len(known) == parts[-1].stop:
-            for part in parts:
-                self._mixing.see(known[part])
-
-    def explain(
-        self, results: dict[tuple[str, ...], CKAResult]
-    ) -> dict[tuple[str, ...], CKAResult]:
-        """The results with warnings, and with where they come from."""
-        after = [notice for p in self.participants for notice in p.capture.notices]
-        after += self._mixing.warnings()
-        for loader in self.loaders:
-            after += loader.notices() if isinstance(loader, ImageBatches) else []
-        models = {p.label: p.describe() for p in self.participants}
-        return {
-            pair: replace(
-                result,
-                warnings=(*self.before, *after, *result.warnings),
-                meta=self._facts
-                | self._data()
-                | {"models": _sides(*(models[label] for label in pair))}
-                | result.meta,
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        found = checkpoint.load()
+        if found is None:
+            return
+        plain, tensors = found
+        if different := difference(self._identity, plain["identity"]):
+            name, now, then = different
+            raise ValueError(
+                f"cannot resume from {checkpoint.path}: `{name}` is {now} now, and was {then} there"
             )
-            for pair, result in results.items()
+        self.sums.load([(plain["sums"], tensors)])
+        self.course.load(plain["course"])
+        self.account.merge(plain["account"])
+        self.account.resumed(plain["sums"]["counts"])
+
+    def save_if_due(self) -> None:
+        if self.checkpoint is not None and self.checkpoint.due():
+            self.save()
+
+    def save(self) -> None:
+        """Save what was measured; not where an error came in the middle of adding up."""
+        if self.checkpoint is None or self.sums.accumulator is None or not self.sums.whole:
+            return
+        sums, tensors = self.sums.state()
+        plain = {
+            "identity": self._identity,
+            "course": self.course.state(),
+            "account": self.account.state(),
+            "sums": sums,
         }
+        self.checkpoint.save(plain, tensors)
+
+    def gather(self) -> None:
+        """Add up what all processes have; afterwards each has all of it."""
+        share = self.course.share
+        if share.ranks == 1:
+            return
+        own = (self.course.seen(), self.account.state(), self.sums.state())
+        everyone = share.everyone(own)
+        if len({seen for seen, *_ in everyone}) > 1:
+            raise ValueError(
+                "the processes were given different batches: each must be given all of them, in "
+                "the same order; they are dealt out here"
+            )
+        for rank, (_, account, _) in enumerate(everyone):
+            if rank != share.rank:
+                self.account.merge(account)
+        self.sums.load([sums for *_, sums in everyone])
 
 
 class _Sums:
-    """The accumulator of a comparison, made when the first batch has shown the layers."""
+    """The accumulator of a comparison, made when the first batch has shown the layers.
+
+    Attributes:
+        whole: False where an error came in the middle of adding up.
+    """
 
     def __init__(self, participants: list[Participant], many: bool, options: dict):
         self.participants, self.many, self.options = participants, many, options
@@ -122,39 +182,62 @@ class _Sums:
         self.stack_options = MinibatchCKA(["any"], **options).stack_options
         self.accumulator: MinibatchCKA | None = None
         self.left_out: list[int] = []  # sizes of the parts that are too small
-        self._added: Counter = Counter()  # CKA batches of each pass
+        self.whole = True
         self._devices: dict[str, torch.device] = {}  # where the activations of a model are
 
-    def add(self, inputs: Mapping[str, Inputs], parts: list[slice], turn: int, number: int) -> None:
-        """Run the models on batch `number` of pass `turn`, and add its parts, a CKA batch each."""
-        sizes = [part.stop - part.start for part in parts]
-        self.left_out += [size for size in sizes if size < SMALLEST_BATCH]
-        parts = [part for part, size in zip(parts, sizes, strict=True) if size >= SMALLEST_BATCH]
-        if not parts:
-            return
-        stacks = {
-            p.label: self._stacks(p, inputs[p.label], parts, number) for p in self.participants
+    def inputs(self, batch) -> dict[str, Inputs]:
+        return {p.label: p.inputs(batch) for p in self.participants}
+
+    def examples(self, batch) -> int:
+        return _common_size(self.inputs(batch))
+
+    def stacks(
+        self, inputs: Mapping[str, Inputs], parts: list[slice], number: int
+    ) -> list[dict[str, GramStack] | None]:
+        """Run the models on batch `number`: its Gram matrices, of each part; None if too small."""
+        large = [part for part in parts if _size(part) >= SMALLEST_BATCH]
+        if not large:
+            return [None] * len(parts)
+        filled = {
+            p.label: self._stacks(p, inputs[p.label], large, number) for p in self.participants
         }
         if self.accumulator is None:
-            self.accumulator = self._accumulator()
-        for part in range(len(parts)):
-            # Further passes add nothing independent: they go to the blocks of the first.
-            self.accumulator.add(
-                {label: filled[part] for label, filled in stacks.items()}, index=self._added[turn]
+            self.accumulator = self._accumulator(
+                {p.label: p.capture.layers for p in self.participants}
             )
-            self._added[turn] += 1
+        return [
+            {label: stacks[large.index(part)] for label, stacks in filled.items()}
+            if part in large
+            else None
+            for part in parts
+        ]
+
+    def add(
+        self,
+        parts: list[slice],
+        stacks: list[dict[str, GramStack] | None],
+        index: Callable[[int], int],
+    ) -> None:
+        """Add the parts of a batch, a CKA batch each, each under the index of its place."""
+        self.whole = False
+        for place, (part, filled) in enumerate(zip(parts, stacks, strict=True)):
+            if filled is None:
+                self.left_out.append(_size(part))
+            else:
+                # Further passes add nothing independent: they go to the blocks of the first.
+                self.accumulator.add(filled, index=index(place))
+        self.whole = True
 
     def _stacks(
         self, participant: Participant, inputs: Inputs, parts: list[slice], number: int
     ) -> list[GramStack]:
         """The filled stacks of one model, one for each part of a batch."""
-        if self.accumulator is None:
-            return self._first_stacks(participant, inputs, parts, number)
         label = participant.label
+        if label not in self._devices:
+            return self._first_stacks(participant, inputs, parts, number)
         places = {layer: row for row, layer in enumerate(participant.capture.layers)}
         stacks = [
-            self.accumulator.stack(label, part.stop - part.start, self._devices[label])
-            for part in parts
+            self.accumulator.stack(label, _size(part), self._devices[label]) for part in parts
         ]
 
         def put(layer: str, x: torch.Tensor) -> None:
@@ -172,27 +255,52 @@ class _Sums:
 
         def put(layer: str, x: torch.Tensor) -> None:
             for row, part in zip(rows, parts, strict=True):
-                size = part.stop - part.start
-                row[layer] = GramStack([layer], size, device=x.device, **self.stack_options)
+                row[layer] = GramStack([layer], _size(part), device=x.device, **self.stack_options)
                 row[layer].put(0, x[part])
 
         participant.run(inputs, number, put)
         layers = participant.capture.layers
+        if self.accumulator is not None and self.accumulator.layers[participant.label] != layers:
+            raise ValueError(
+                f"cannot resume: the layers of model {participant.label!r} are {few(layers)} now, "
+                f"and were {few(self.accumulator.layers[participant.label])} there"
+            )
         stacks = [GramStack.joined([row.pop(layer) for layer in layers]) for row in rows]
         self._devices[participant.label] = stacks[0].packed.device
         return stacks
 
-    def _accumulator(self) -> MinibatchCKA:
-        layers = {p.label: p.capture.layers for p in self.participants}
+    def _accumulator(self, layers: Mapping[str, Sequence[str]]) -> MinibatchCKA:
         if self.many:
             return MinibatchCKA(layers, **self.options)
         return MinibatchCKA(layers["a"], layers.get("b"), **self.options)
+
+    def state(self) -> tuple[dict, dict[str, torch.Tensor]]:
+        """Plain values and tensors; `load` takes them."""
+        plain = {"left_out": self.left_out, "config": None, "counts": None}
+        if self.accumulator is None:
+            return plain, {}
+        state = self.accumulator.state_dict()
+        tensors = state.pop("tensors")
+        return plain | state, tensors
+
+    def load(self, states: Iterable[tuple[dict, dict[str, torch.Tensor]]]) -> None:
+        """Take the sums of one or more states instead of those here."""
+        self.accumulator, self.left_out = None, []
+        for plain, tensors in states:
+            self.left_out += plain["left_out"]
+            if plain["config"] is None:  # no batch came to this process
+                continue
+            one = self._accumulator(plain["config"]["layers"])
+            one.load_state_dict(plain | {"tensors": tensors})
+            self.accumulator = one if self.accumulator is None else self.accumulator.merge(one)
 
     def results(self) -> dict[tuple[str, ...], CKAResult]:
         """The results of all pairs, by the labels of the models."""
         accumulator = self.accumulator
         if accumulator is None:
             accumulator = MinibatchCKA(["any"], **self.options)  # says that there is nothing
+        else:
+            accumulator = copy.copy(accumulator)  # more may follow
         for size in self.left_out:
             accumulator.skip(size)
         with warnings.catch_warnings():  # they are told once, with what the hooks have seen
@@ -201,36 +309,8 @@ class _Sums:
         return dict(computed) if self.many else {tuple(accumulator.layers): computed}
 
 
-def _batches(
-    data: Iterable, loaders: tuple[Iterable, ...], passes: int, progress: bool
-) -> Iterator[tuple[int, int, object]]:
-    """Pass, number and batch, one after the other, and a bar that shows them go by."""
-    from tqdm import tqdm
-
-    if passes > 1 and any(isinstance(loader, Iterator) for loader in loaders):
-        raise ValueError(
-            f"`passes` is {passes}, but an iterator can be read once; give a list or a loader"
-        )
-    lengths = [length(loader) for loader in loaders]
-    total = None if None in lengths else lengths[0] * passes
-    bar = tqdm(total=total, desc="comparing", unit="batch", disable=None if progress else True)
-    with bar:
-        for turn in range(passes):
-            for loader in loaders:
-                if hasattr(loader, "set_epoch"):
-                    loader.set_epoch(turn)
-            number = -1
-            for number, batch in enumerate(data):
-                yield turn, number, batch
-                bar.update()
-            if number < 0:
-                raise ValueError(f"`data` gave no batches{f' in pass {turn + 1}' if turn else ''}")
-
-
-def _parts(size: int, n: int | None) -> list[slice]:
-    """The CKA batches of a forward batch."""
-    step = size if n is None else n
-    return [slice(start, min(start + step, size)) for start in range(0, size, step)]
+def _size(part: slice) -> int:
+    return part.stop - part.start
 
 
 def _common_size(inputs: Mapping[str, Inputs]) -> int:
@@ -238,33 +318,6 @@ def _common_size(inputs: Mapping[str, Inputs]) -> int:
     if len(set(sizes.values())) > 1:
         raise ValueError(f"the models were given different numbers of examples: {sizes}")
     return next(iter(sizes.values()))
-
-
-def _check_divides(n: int | None, data: Iterable, size: int) -> None:
-    """A batch that is no multiple of n would give CKA batches of two sizes all along."""
-    size = max(getattr(data, "batch_size", None) or 0, size)  # the first may be the short one
-    if n is not None and size % n:
-        raise ValueError(
-            f"`n` is {n}, but the batches of `data` hold {size} images; give batches of a multiple "
-            "of `n`, or leave it out"
-        )
-
-
-def _sides(a: dict, b: dict | None = None) -> dict[str, dict]:
-    """The facts of two models, or of one that was compared with itself."""
-    return {"a": a} if b is None or b is a else {"a": a, "b": b}
-
-
-def _describe(data: Iterable) -> dict:
-    """What a result says of the data."""
-    if isinstance(data, ImageBatches):
-        return data.provenance()
-    facts = {"type": type(data).__name__, "batch_size": getattr(data, "batch_size", None)}
-    if isinstance(data, DataLoader):
-        seed = None if data.generator is None else data.generator.initial_seed()
-        order = type(sampler(data)).__name__ if sampler(data) else "unknown"
-        facts |= {"dataset": type(data.dataset).__name__, "order": order, "seed": seed}
-    return facts
 
 
 def _warn(messages: Iterable[str]) -> None:

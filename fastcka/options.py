@@ -30,3 +30,8 @@ def check_choice(name: str, value: str, known: Sequence[str]) -> None:
 def check_whole_number(name: str, value: int, least: int) -> None:
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
         raise ValueError(f"`{name}` must be a whole number from {least} on, but is {value!r}")
+
+
+def check_seconds(name: str, value: float) -> None:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not value >= 0:
+        raise ValueError(f"`{name}` must be a number of seconds from 0 on, but is {value!r}")

@@ -1,5 +1,6 @@
 """One model of a comparison: what it is called with, and on which device it runs."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from fastcka.capture import Capture
 from fastcka.capture.hooks import Sink
 from fastcka.capture.modules import evaluating
 from fastcka.capture.tensors import copied_to, tensors
+from fastcka.trail import value_bytes
 
 AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 # Under these names torch and timm have them.
@@ -148,6 +150,21 @@ class Participant:
                 f"model {self.label!r} has {str(weights)[6:]} weights, but is given {inputs}; "
                 f"convert the images to {str(weights)[6:]}"
             ) from error
+
+    def identity(self) -> dict:
+        """What must be the same for a comparison to go on where it stopped."""
+        facts = self.describe()
+        weights = hashlib.sha256()
+        for name, value in self.capture.model.state_dict().items():
+            if isinstance(value, torch.Tensor) and not value.is_quantized:
+                weights.update(f"{name} {list(value.shape)} {value.dtype}".encode())
+                weights.update(value_bytes(value))
+        return {
+            "class": facts["class"],
+            "weights": weights.hexdigest(),
+            "layers": self.capture.wanted,
+            "device": self.device.type,
+        }
 
     def describe(self) -> dict:
         """What a result says of the model."""

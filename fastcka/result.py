@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastcka import result_file, result_tables
+from fastcka import array_file, result_tables
 from fastcka.report.heatmap import heatmap
 
 
@@ -122,7 +122,7 @@ class CKAResult:
         ...     fastcka.CKAResult.load(result.save(f"{folder}/conv.safetensors")).layers_a
         ('conv1',)
         """
-        return result_file.write(path, "CKAResult", [vars(self)])
+        return array_file.write(path, "CKAResult", [vars(self)])
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "CKAResult":
@@ -132,7 +132,7 @@ class CKAResult:
             FileNotFoundError: there is no such file.
             ValueError: the file is damaged, from a newer fastcka, or holds no single result.
         """
-        return cls._from_file(*result_file.read(path, "CKAResult"))
+        return cls._from_file(*array_file.read(path, "CKAResult"))
 
     @classmethod
     def _from_file(cls, fields: dict) -> "CKAResult":
@@ -234,12 +234,12 @@ class CKAResults(Mapping):
     def save(self, path: str | os.PathLike) -> Path:
         """Write all pairs to one file, as `CKAResult.save`."""
         records = [{"pair": pair, **vars(result)} for pair, result in self.items()]
-        return result_file.write(path, "CKAResults", records)
+        return array_file.write(path, "CKAResults", records)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "CKAResults":
         """Read what `save` wrote, as `CKAResult.load`."""
-        records = result_file.read(path, "CKAResults")
+        records = array_file.read(path, "CKAResults")
         return cls({tuple(fields.pop("pair")): CKAResult._from_file(fields) for fields in records})
 
     def plot(

@@ -1,7 +1,12 @@
 """`fastcka compare` and `fastcka list` as a user types them."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +16,7 @@ from test_cli import run
 import fastcka
 from fastcka import data
 from fastcka.cli import main
+from fastcka.course import Course
 
 SMALL = ["--img-size", "32", "--batch-size", "16", "--quiet"]
 VIT, CNN = "test_vit", "test_resnet"
@@ -267,3 +273,129 @@ def test_the_command_runs_as_a_program(images, tmp_path):
         torch.cuda.is_available()
         or "device" in json.loads((tmp_path / "summary.json").read_text())["provenance"]
     )
+
+
+# Stopped and resumed
+
+STATE = "state.safetensors"
+
+
+@pytest.fixture
+def interrupted_after(monkeypatch):
+    """Ctrl-C comes when so many batches have been added up."""
+
+    def after(count):
+        done, left = Course.done, [count]
+
+        def interrupt(self, turn, number):
+            done(self, turn, number)
+            left[0] -= 1
+            if left[0] == 0:
+                signal.raise_signal(signal.SIGINT)
+
+        monkeypatch.setattr(Course, "done", interrupt)
+
+    return after
+
+
+def test_an_interrupted_run_goes_on_to_the_same_numbers(
+    images, tmp_path, interrupted_after, monkeypatch, capsys
+):
+    compare(VIT, CNN, images=images, output=tmp_path / "whole")
+    interrupted_after(2)
+    compare(VIT, CNN, images=images, output=tmp_path / "cut", expect=130)
+    told = capsys.readouterr().err
+    assert "what was measured until then is in" in told
+    assert "--resume goes on" in told
+    assert sorted(os.listdir(tmp_path / "cut")) == ["partial.safetensors", STATE]
+    assert fastcka.CKAResult.load(tmp_path / "cut" / "partial.safetensors").n_batches == 2
+    monkeypatch.undo()
+    compare(VIT, CNN, images=images, output=tmp_path / "cut", expect=1)
+    assert "holds an unfinished run: add --resume to go on" in capsys.readouterr().err
+    compare(VIT, CNN, "--seed", "1", "--resume", images=images, output=tmp_path / "cut", expect=1)
+    assert "cannot resume from" in capsys.readouterr().err
+    compare(VIT, CNN, "--resume", images=images, output=tmp_path / "cut")
+    results = [
+        fastcka.CKAResult.load(tmp_path / d / "result.safetensors") for d in ("whole", "cut")
+    ]
+    assert np.array_equal(results[0].cka, results[1].cka)
+    assert np.array_equal(results[0].stderr, results[1].stderr)
+    assert results[1].meta["resumed"] == [2]
+    assert sorted(os.listdir(tmp_path / "cut")) == sorted(os.listdir(tmp_path / "whole"))
+
+
+def test_an_unfinished_run_is_passed_over_or_resumed_or_replaced(
+    images, tmp_path, interrupted_after, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    usual = ["compare", CNN, "--data", str(images), *SMALL]
+    interrupted_after(1)
+    assert main(usual) == 130
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    first, second = (tmp_path / "fastcka-results" / name for name in (CNN, f"{CNN}-2"))
+    assert main(usual) == 0
+    assert (first / STATE).exists()
+    assert (second / "result.safetensors").exists()
+    assert main([*usual, "--resume"]) == 0
+    assert fastcka.CKAResult.load(first / "result.safetensors").meta["resumed"] == [1]
+    capsys.readouterr()
+    assert main([*usual, "--resume"]) == 0
+    assert "there is nothing to resume in" in capsys.readouterr().err
+    shutil.copy(second / "result.safetensors", second / STATE)
+    assert main([*usual, "--output", str(second), "--overwrite"]) == 0
+    assert not (second / STATE).exists()
+
+
+def test_two_runs_do_not_write_to_one_folder(images, tmp_path, monkeypatch, capsys):
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.chdir(tmp_path)
+    busy = tmp_path / "fastcka-results" / CNN
+    busy.mkdir(parents=True)
+    with open(busy / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        compare(CNN, images=images, output=busy, expect=1)
+        assert f"another run is writing to {busy}: wait" in capsys.readouterr().err
+        assert main(["compare", CNN, "--data", str(images), *SMALL]) == 0
+    assert (tmp_path / "fastcka-results" / f"{CNN}-2" / "result.safetensors").exists()
+    compare(CNN, images=images, output=busy)  # what a killed run left locks nobody out
+    assert ".lock" not in os.listdir(busy)
+
+
+@pytest.mark.parametrize(
+    ("signals", "code"),
+    [([signal.SIGTERM], 143), pytest.param([signal.SIGINT] * 2, 130, marks=pytest.mark.slow)],
+    ids=["SIGTERM", "Ctrl-C twice"],
+)
+def test_a_signal_leaves_what_can_be_gone_on_from(signals, code, images, tmp_path):
+    arguments = ["compare", CNN, "--data", str(images), "--output", str(tmp_path), *SMALL]
+    arguments += ["--passes", "100", "--save-every", "0"]
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "fastcka", *arguments], stderr=subprocess.PIPE, text=True
+    )
+    end = time.monotonic() + 60
+    while not (tmp_path / STATE).exists():
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    for number in signals:
+        process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    assert main([*arguments, "--resume"]) == 0
+    whole = tmp_path / "whole"
+    assert main([*arguments, "--output", str(whole)]) == 0
+    results = [fastcka.CKAResult.load(d / "result.safetensors") for d in (tmp_path, whole)]
+    assert np.array_equal(results[0].cka, results[1].cka)
+    assert 1 <= results[0].meta["resumed"][0] < 300
+
+
+def test_threads_are_set_and_recorded(images, tmp_path):
+    threads = torch.get_num_threads()
+    try:
+        compare(CNN, "--threads", str(threads + 1), images=images, output=tmp_path)
+    finally:
+        torch.set_num_threads(threads)
+    meta = fastcka.CKAResult.load(tmp_path / "result.safetensors").meta
+    assert meta["threads"] == threads + 1

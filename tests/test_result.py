@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from fastcka import CKAResult, CKAResults, MinibatchCKA, result_file
+from fastcka import CKAResult, CKAResults, MinibatchCKA, array_file
 
 
 def some_result(rows=2, columns=3, **changes):
@@ -186,7 +186,7 @@ def test_one_result_and_several_are_not_mixed_up(tmp_path):
 
 
 def test_a_newer_format_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(result_file, "SCHEMA", 2)
+    monkeypatch.setattr(array_file, "SCHEMA", 2)
     path = some_result().save(tmp_path / "r")
     monkeypatch.undo()
     with pytest.raises(ValueError, match=r"newer fastcka, in format 2, .* up to 1: update fastcka"):

@@ -85,6 +85,11 @@ class Capture:
                 )
         return returned
 
+    @property
+    def wanted(self) -> list[str]:
+        """The layers asked for, by name; what a forward pass makes of them are `layers`."""
+        return [layer_name(wanted, wanted.tap.call or 1) for wanted in self._wanted]
+
     def puts_examples_second(self, name: str) -> bool:
         """Whether the module, one around it or a part of it works on [tokens, examples, …]."""
         near = [self._modules[name], *self._modules[name].children()]

@@ -2,8 +2,9 @@
 
 import hashlib
 import os
+import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,6 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from fastcka.data.order import BatchOrder
 from fastcka.options import check_choice, check_whole_number
+
+# Seconds without a batch from the workers, after which one of them hangs.
+PATIENCE = 600.0
 
 
 class ImageBatches:
@@ -80,9 +84,15 @@ class ImageBatches:
             generator = torch.Generator().manual_seed(seed)
             chosen = torch.randperm(len(files), generator=generator)[:max_images].sort().values
             files = [files[i] for i in chosen.tolist()]
-        self._dataset = _Images(self.root, files, dict(transforms))
+        self._transforms = dict(transforms)
+        self._dataset = _Images(self.root, files, self._transforms)
         self._order = BatchOrder(len(files), batch_size, seed)
         self._broken = set()
+
+    @property
+    def views(self) -> dict[str, str]:
+        """The transforms in words."""
+        return {name: describe(transform) for name, transform in self._transforms.items()}
 
     @property
     def broken(self) -> list[str]:
@@ -97,15 +107,23 @@ class ImageBatches:
         return len(self._order)
 
     def __iter__(self) -> Iterator[dict]:
+        return (batch for _, batch in self.numbered())
+
+    def numbered(
+        self, wanted: Callable[[int], bool] = lambda number: True
+    ) -> Iterator[tuple[int, dict]]:
+        """The number of a batch in this pass, and the batch; those not wanted are not decoded."""
+        numbers = [number for number in range(len(self)) if wanted(number)]
         # Workers live for one pass: a pass takes longer than their start, and passes can overlap.
         loader = DataLoader(
             self._dataset,
-            batch_sampler=self._order,
+            batch_sampler=_Chosen(self._order, wanted),
             num_workers=self._workers,
+            timeout=PATIENCE if self._workers else 0,
             collate_fn=self._dataset.together,
             generator=torch.Generator(),  # or it would draw from the caller's random state
         )
-        for batch, broken in loader:
+        for number, (batch, broken) in zip(numbers, loader, strict=True):
             if broken and self._on_broken == "stop":
                 raise ValueError(
                     f"cannot read the image {broken[0].name!r} in {self.root!r}: "
@@ -113,7 +131,11 @@ class ImageBatches:
                 )
             self._broken.update(file.name for file in broken)
             if batch:
-                yield batch
+                yield number, batch
+
+    def note_broken(self, names: Iterable[str]) -> None:
+        """Files that were skipped elsewhere: before an interruption, or in another process."""
+        self._broken.update(names)
 
     def notices(self) -> list[str]:
         """What who reads the numbers should know of the images."""
@@ -153,6 +175,21 @@ class ImageBatches:
             "on_broken": self._on_broken,
             "broken": self.broken,
         }
+
+
+def describe(transform: Callable) -> str:
+    """A function as it shows itself, but for where it lies in memory."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(transform))
+
+
+class _Chosen:
+    """Some batches of an order."""
+
+    def __init__(self, order: BatchOrder, wanted: Callable[[int], bool]):
+        self._order, self._wanted = order, wanted
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (batch for number, batch in enumerate(self._order) if self._wanted(number))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch.utils.data import SequentialSampler
@@ -44,6 +44,16 @@ class ClassMixing:
         self._counts.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
         self._alike += int((counts * (counts - 1) // 2).sum())
         self._pairs += math.comb(labels.numel(), 2)
+
+    def state(self) -> dict:
+        """All that was seen, as plain values; `merge` takes it."""
+        return {"alike": self._alike, "pairs": self._pairs, "classes": sorted(self._counts.items())}
+
+    def merge(self, state: Mapping) -> None:
+        """Add what another has seen."""
+        self._counts.update({label: count for label, count in state["classes"]})
+        self._alike += state["alike"]
+        self._pairs += state["pairs"]
 
     def warnings(self) -> list[str]:
         total = math.comb(self._counts.total(), 2)

@@ -1,7 +1,7 @@
-"""How results lie on disk: one safetensors file, arrays in float64, all else as JSON in its header.
+"""How results and states lie on disk: arrays in a safetensors file, all else as JSON in its header.
 
-tensors              "<number of the result>.<name of the array>"
-metadata["fastcka"]  {"schema", "kind", "sha256", "results": one object a result}
+tensors              "<number of the record>.<name of the array>"
+metadata["fastcka"]  {"schema", "kind", "sha256", "results": one object a record}
 """
 
 import hashlib
@@ -14,17 +14,25 @@ import numpy as np
 import torch
 
 SCHEMA = 1
+# What a kind is in a message, and who reads it.
+KINDS = {
+    "CKAResult": ("CKAResult", ": use CKAResult.load"),
+    "CKAResults": ("CKAResults", ": use CKAResults.load"),
+    "state": ("the state of an unfinished comparison", ": resume it"),
+}
+# Other arrays are written in float64.
+KEPT = (np.dtype(np.float64), np.dtype(np.int64))
 # One key for all: safetensors writes several in any order, and equal results shall be equal files.
 KEY = "fastcka"
 
 
-def write(path: str | os.PathLike, kind: str, results: Sequence[Mapping]) -> Path:
-    """Write results, each a mapping from name to array or plain value.
+def write(path: str | os.PathLike, kind: str, records: Sequence[Mapping]) -> Path:
+    """Write records, each a mapping from name to array or plain value.
 
     Goes to a temporary file first: an interrupted write leaves an older file as it was.
 
     Args:
-        kind: name of the class that can load the file.
+        kind: one of `KINDS`.
 
     Raises:
         TypeError: a value is neither an array nor what JSON can hold; the message names it.
@@ -36,11 +44,12 @@ def write(path: str | os.PathLike, kind: str, results: Sequence[Mapping]) -> Pat
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: its folder does not exist, create it first")
     arrays, plain = {}, []
-    for number, result in enumerate(results):
+    for number, record in enumerate(records):
         plain.append({})
-        for name, value in result.items():
+        for name, value in record.items():
             if isinstance(value, np.ndarray):
-                arrays[f"{number}.{name}"] = np.ascontiguousarray(value, dtype=np.float64)
+                dtype = value.dtype if value.dtype in KEPT else np.float64
+                arrays[f"{number}.{name}"] = np.ascontiguousarray(value, dtype=dtype)
             else:
                 plain[-1][name] = _plain(value, name)
     header = {"schema": SCHEMA, "kind": kind, "sha256": _digest(arrays, plain), "results": plain}
@@ -73,23 +82,24 @@ def read(path: str | os.PathLike, kind: str) -> list[dict]:
         with safe_open(path, "numpy") as file:
             header = json.loads((file.metadata() or {})[KEY])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        schema, found = header["schema"], header["kind"]
-        if schema <= SCHEMA and _digest(arrays, header["results"]) != header["sha256"]:
-            raise ValueError("the checksum differs")
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged, or no file of fastcka results: {error}") from None
+        schema, found, records = header["schema"], header["kind"], header["results"]
+        if schema <= SCHEMA:
+            if _digest(arrays, records) != header["sha256"]:
+                raise ValueError("the checksum differs")
+            for name, array in arrays.items():
+                number, name = name.split(".", 1)
+                records[int(number)][name] = array
+    except (SafetensorError, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged, or no file of fastcka's: {error}") from None
     if schema > SCHEMA:
         raise ValueError(
             f"{path} was written by a newer fastcka, in format {schema}, and this one reads "
             f"formats up to {SCHEMA}: update fastcka"
         )
     if found != kind:
-        raise ValueError(f"{path} holds {found}, not {kind}: use {found}.load")
-    results = header["results"]
-    for name, array in arrays.items():
-        number, name = name.split(".", 1)
-        results[int(number)][name] = array
-    return results
+        what, reader = KINDS.get(str(found), (found, ""))
+        raise ValueError(f"{path} holds {what}, not {KINDS[kind][0]}{reader}")
+    return records
 
 
 def _digest(arrays: Mapping[str, np.ndarray], plain: list[dict]) -> str:

@@ -1,0 +1,135 @@
+"""All that should be known of a comparison beside its numbers: warnings, and where it came from."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import torch
+from torch.utils.data import DataLoader
+
+from fastcka.course import Course
+from fastcka.data.images import ImageBatches
+from fastcka.data.labels import labels
+from fastcka.data.loaders import sampler
+from fastcka.data.shuffling import ClassMixing, unshuffled
+from fastcka.participant import Participant, autocast_name
+from fastcka.provenance import provenance
+from fastcka.result import CKAResult
+
+# Of what is known of an image folder, what may change before a comparison goes on.
+PLACE = ("root", "broken", "on_broken")
+
+
+class Account:
+    """Watches the batches go by, and explains the results at the end.
+
+    Attributes:
+        before: warnings that can be given before anything runs.
+    """
+
+    def __init__(self, participants: list[Participant], course: Course):
+        self.participants, self.loaders = participants, course.loaders
+        unlike = (told for loader in self.loaders for told in unshuffled(loader))
+        self.before = tuple(dict.fromkeys(unlike))
+        self._mixing = ClassMixing()
+        self._notices: dict[str, None] = {}  # of earlier runs and other processes
+        self._facts = provenance(participants[0].device) | {
+            "n": course.n,
+            "passes": course.passes,
+            "autocast": autocast_name(participants[0].autocast),
+            "processes": course.share.ranks,
+        }
+        self.data()  # now: after hours, or an error, the files may be gone
+
+    def data(self) -> dict:
+        """What identifies the data."""
+        return dict(zip(("data", "data_b"), map(_describe, self.loaders), strict=False))
+
+    def identity(self) -> dict:
+        """What of an image folder must be the same; other data are read again, and show it."""
+        facts = zip(("data", "data_b"), self.loaders, strict=False)
+        return {
+            name: {k: v for k, v in images.provenance().items() if k not in PLACE}
+            | {"views": images.views}
+            for name, images in facts
+            if isinstance(images, ImageBatches)
+        }
+
+    def see(self, batch, parts: list[slice]) -> None:
+        """Watch the classes of a batch."""
+        known = labels(batch if len(self.loaders) == 1 else batch[0])
+        if known is not None and len(known) == parts[-1].stop:
+            for part in parts:
+                self._mixing.see(known[part])
+
+    def note(self, notice: str) -> None:
+        self._notices[notice] = None
+
+    def resumed(self, counts: Mapping | None) -> None:
+        """The comparison goes on from a state with these counts."""
+        before = counts["ran_on"] if counts else {}
+        batches = counts["n_batches"] if counts else 0
+        self._facts["resumed"] = [*self._facts.get("resumed", ()), batches]
+        threads = torch.get_num_threads()
+        if before.get("threads", threads) != threads:
+            self.note(
+                f"resumed with {threads} threads after {batches} batches with "
+                f"{before['threads']}: last digits may differ from those of an uninterrupted run"
+            )
+
+    def state(self) -> dict:
+        """What was seen, as plain values; `merge` takes it."""
+        seen = [notice for p in self.participants for notice in p.capture.notices]
+        broken = [images.broken for images in self._images()]
+        return {
+            "classes": self._mixing.state(),
+            "notices": list(dict.fromkeys((*self._notices, *seen))),
+            "broken": broken,
+        }
+
+    def merge(self, state: Mapping) -> None:
+        """Add what was seen before an interruption, or by another process."""
+        self._mixing.merge(state["classes"])
+        for notice in state["notices"]:
+            self.note(notice)
+        for images, names in zip(self._images(), state["broken"], strict=True):
+            images.note_broken(names)
+
+    def explain(
+        self, results: dict[tuple[str, ...], CKAResult]
+    ) -> dict[tuple[str, ...], CKAResult]:
+        """The results with warnings, and with where they come from."""
+        after = self.state()["notices"] + self._mixing.warnings()
+        for images in self._images():
+            after += images.notices()
+        models = {p.label: p.describe() for p in self.participants}
+        return {
+            pair: replace(
+                result,
+                warnings=(*self.before, *after, *result.warnings),
+                meta=self._facts
+                | self.data()
+                | {"models": _sides(*(models[label] for label in pair))}
+                | result.meta,
+            )
+            for pair, result in results.items()
+        }
+
+    def _images(self) -> list[ImageBatches]:
+        return [loader for loader in self.loaders if isinstance(loader, ImageBatches)]
+
+
+def _sides(a: dict, b: dict | None = None) -> dict[str, dict]:
+    """The facts of two models, or of one that was compared with itself."""
+    return {"a": a} if b is None or b is a else {"a": a, "b": b}
+
+
+def _describe(data: Iterable) -> dict:
+    """What a result says of the data."""
+    if isinstance(data, ImageBatches):
+        return data.provenance()
+    facts = {"type": type(data).__name__, "batch_size": getattr(data, "batch_size", None)}
+    if isinstance(data, DataLoader):
+        seed = None if data.generator is None else data.generator.initial_seed()
+        order = type(sampler(data)).__name__ if sampler(data) else "unknown"
+        facts |= {"dataset": type(data.dataset).__name__, "order": order, "seed": seed}
+    return facts

@@ -1,0 +1,105 @@
+"""The state of a long comparison on disk: written now and then, read to go on."""
+
+import os
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from fastcka import array_file
+from fastcka.options import check_seconds
+from fastcka.warning import CKAWarning
+
+TENSOR = "sums."  # names of arrays within the file begin so
+
+
+class Checkpoint:
+    """A file that holds the state of one comparison, replaced every so often.
+
+    Args:
+        path: of the file; its folder is there.
+        resume: go on from it where it is there. Without, a file that is there is an error: it may
+            hold hours of work.
+        every: seconds between two writes.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Checkpoint(f"{folder}/state").save({"turn": 1}, {"sums": torch.ones(2).double()})
+    ...     Checkpoint(f"{folder}/state", resume=True).load()
+    ({'turn': 1}, {'sums': tensor([1., 1.], dtype=torch.float64)})
+    """
+
+    def __init__(self, path: str | os.PathLike, resume: bool = False, every: float = 300.0):
+        check_seconds("save_every", every)
+        self.path, self.resume, self.every = Path(path), resume, every
+        if not self.path.parent.is_dir():
+            raise FileNotFoundError(
+                f"cannot write the state {self.path}: its folder does not exist, create it first"
+            )
+        if self.path.exists() and not resume:
+            raise FileExistsError(
+                f"{self.path} holds the state of an unfinished comparison: resume it, or remove it"
+            )
+        self._last = time.monotonic()  # the time of day may jump
+        self._failed = False
+
+    def load(self) -> tuple[dict, dict[str, torch.Tensor]] | None:
+        """What was saved last; None where nothing was.
+
+        Raises:
+            ValueError: the file is damaged, or of a newer version.
+        """
+        for left in self.path.parent.glob(f".{self.path.name}.*"):
+            left.unlink(missing_ok=True)  # of a process that was killed while it wrote
+        if not self.path.exists():
+            return None
+        (record,) = array_file.read(self.path, "state")
+        tensors = {
+            name.removeprefix(TENSOR): torch.from_numpy(record.pop(name))
+            for name in list(record)
+            if name.startswith(TENSOR)
+        }
+        return record, tensors
+
+    def due(self) -> bool:
+        return time.monotonic() - self._last >= self.every
+
+    def save(self, plain: Mapping, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Replace what was saved. Where that fails the older state stays, and work goes on."""
+        arrays = {TENSOR + name: value.numpy() for name, value in tensors.items()}
+        try:
+            array_file.write(self.path, "state", [{**plain, **arrays}])
+            self._failed = False
+        except OSError as error:
+            if not self._failed:
+                warnings.warn(
+                    f"cannot save the state to {self.path}: {error.strerror or error}; the "
+                    "comparison goes on, and tries again",
+                    CKAWarning,
+                    stacklevel=2,
+                )
+            self._failed = True
+        self._last = time.monotonic()
+
+
+def difference(ours: Mapping, theirs: Mapping) -> tuple[str, str, str] | None:
+    """The first entry in which two nested mappings differ: its name, and what it is in both.
+
+    >>> difference({"n": 64, "a": {"x": 1, "y": 2}}, {"n": 64, "a": {"x": 1, "y": 3}})
+    ('a.y', '2', '3')
+    """
+    for name in dict.fromkeys((*ours, *theirs)):
+        one, other = ours.get(name), theirs.get(name)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            if within := difference(one, other):
+                return f"{name}.{within[0]}", *within[1:]
+        elif one != other:
+            return name, _short(one), _short(other)
+    return None
+
+
+def _short(value) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]} ... {text[-15:]}"
