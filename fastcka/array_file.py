@@ -7,7 +7,8 @@ metadata["fastcka"]  {"schema", "kind", "sha256", "results": one object a record
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -102,10 +103,19 @@ def read(path: str | os.PathLike, kind: str) -> list[dict]:
     return records
 
 
+@contextmanager
+def understood(path: str | os.PathLike) -> Iterator[None]:
+    """Say of a file, whose checksum is right, that its contents cannot be what they should."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged, or no file of fastcka's: {error}") from None
+
+
 def _digest(arrays: Mapping[str, np.ndarray], plain: list[dict]) -> str:
     digest = hashlib.sha256(json.dumps(plain).encode())
     for name, array in sorted(arrays.items()):
-        digest.update(f"{name} {array.shape}".encode())
+        digest.update(f"{name} {array.shape} {array.dtype}".encode())
         digest.update(array)
     return digest.hexdigest()
 

@@ -9,7 +9,9 @@ from fastcka import compare_command, list_command
 from fastcka.info import describe
 from fastcka.kernels.dispatch import BACKENDS
 from fastcka.kernels.operations import OPERANDS
+from fastcka.measures import OF_LAYERS, OF_PAIRS
 from fastcka.options import ESTIMATORS, GRAMS, check_whole_number
+from fastcka.permutation import PERMUTATIONS
 from fastcka.streaming import WEIGHTINGS
 
 MODEL = "timm name, hf-hub:OWNER/NAME, local-dir:FOLDER, or NAME@FILE with weights from a file"
@@ -129,6 +131,23 @@ def _add_compare(commands) -> None:
     add("--bandwidth", type=float, help="of --gram rbf, in median distances")
     add(
         "--operand", choices=OPERANDS, help="type of the values multiplied (default: fp32 on a CPU)"
+    )
+    add(
+        "--calibrate",
+        type=int,
+        nargs="?",
+        const=PERMUTATIONS,
+        default=0,
+        metavar="N",
+        help="p-values and scores beyond chance, from N random orders (default: %(const)s)",
+    )
+    add(
+        "--also",
+        nargs="+",
+        default=[],
+        choices=[*OF_PAIRS, *OF_LAYERS],
+        metavar="MEASURE",
+        help=f"beside CKA: {', '.join([*OF_PAIRS, *OF_LAYERS])}",
     )
     add("--backend", choices=BACKENDS, help="see `fastcka info`")
     add = parser.add_argument_group("output").add_argument

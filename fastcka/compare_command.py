@@ -161,6 +161,8 @@ def _measure(
         "gram": options.gram,
         "bandwidth": options.bandwidth,
         "operand": options.operand,
+        "calibrate": options.calibrate,
+        "also": options.also,
         "autocast": (options.amp_dtype or "float16") if options.amp else None,
         "device": options.device or device(),
         "backend": options.backend,

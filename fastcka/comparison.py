@@ -1,7 +1,8 @@
 """Models and data in, CKA between all their layers out; written for any number of models."""
 
+import numbers
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from fastcka.data.pairing import Paired
 from fastcka.distributed import Share, shared
 from fastcka.measurement import measure
 from fastcka.participant import Participant, autocast_dtype
+from fastcka.permutation import PERMUTATIONS
 from fastcka.result import CKAResult, CKAResults
 
 
@@ -37,6 +39,8 @@ def compare(
     gram: str = "linear",
     bandwidth: float | None = None,
     operand: str | torch.dtype | None = None,
+    calibrate: bool | int = False,
+    also: Sequence[str] = (),
     autocast: str | torch.dtype | None = None,
     device: torch.device | str | None = None,
     backend: str | None = None,
@@ -69,6 +73,10 @@ def compare(
         n: images in a CKA batch; divides the batches of the data. None takes them as they come.
         passes: how often the data is read; helps where a loader shuffles anew.
         estimator, weighting, gram, bandwidth, operand, backend: as for `MinibatchCKA`.
+        calibrate: measure too what CKA would be by chance, with the images in 200 random orders, or
+            in so many: see `CKAResult.p_values` and `calibrated`. Costs as many times the products
+            of all pairs: with n = 64 and blocks of two networks some milliseconds a batch.
+        also: measures beside CKA, by name: see `CKAResult.also`.
         autocast: "fp16" or "bf16" runs the models in that type; None as they are.
         device: where they run; None is where they are.
         progress: a bar where the output is a terminal.
@@ -149,6 +157,8 @@ def compare(
         gram=gram,
         bandwidth=bandwidth,
         operand=operand,
+        permutations=_permutations(calibrate),
+        also=also,
         backend=backend,
     )
 
@@ -167,6 +177,8 @@ def compare_many(
     gram: str = "linear",
     bandwidth: float | None = None,
     operand: str | torch.dtype | None = None,
+    calibrate: bool | int = False,
+    also: Sequence[str] = (),
     autocast: str | torch.dtype | None = None,
     device: torch.device | str | None = None,
     backend: str | None = None,
@@ -239,8 +251,18 @@ def compare_many(
         gram=gram,
         bandwidth=bandwidth,
         operand=operand,
+        permutations=_permutations(calibrate),
+        also=also,
         backend=backend,
     )
+
+
+def _permutations(calibrate: bool | int) -> int:
+    if not isinstance(calibrate, numbers.Integral):
+        raise TypeError(
+            f"`calibrate` must be True, False or a number of permutations, but is {calibrate!r}"
+        )
+    return PERMUTATIONS if calibrate is True else int(calibrate)
 
 
 def _course(

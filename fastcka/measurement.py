@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 
+from fastcka import array_file
 from fastcka.account import Account
 from fastcka.capture.matching import few
 from fastcka.checkpoint import Checkpoint, difference
@@ -124,15 +125,17 @@ class _State:
         if found is None:
             return
         plain, tensors = found
-        if different := difference(self._identity, plain["identity"]):
-            name, now, then = different
-            raise ValueError(
-                f"cannot resume from {checkpoint.path}: `{name}` is {now} now, and was {then} there"
-            )
-        self.sums.load([(plain["sums"], tensors)])
-        self.course.load(plain["course"])
-        self.account.merge(plain["account"])
-        self.account.resumed(plain["sums"]["counts"])
+        with array_file.understood(checkpoint.path):
+            if different := difference(self._identity, plain["identity"]):
+                name, now, then = different
+                raise ValueError(
+                    f"cannot resume from {checkpoint.path}: `{name}` is {now} now, and was {then} "
+                    "there"
+                )
+            self.sums.load([(plain["sums"], tensors)])
+            self.course.load(plain["course"])
+            self.account.merge(plain["account"])
+            self.account.resumed(plain["sums"]["counts"])
 
     def save_if_due(self) -> None:
         if self.checkpoint is not None and self.checkpoint.due():

@@ -2,14 +2,16 @@
 
 import numbers
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from fastcka import array_file, result_tables
+from fastcka import array_file, permutation, result_tables
 from fastcka.report.heatmap import heatmap
+
+ALSO = "also."  # how the names of measures beside CKA begin in a file
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +31,15 @@ class CKAResult:
             for), backend, isa, device, threads, versions; n_blocks of the error bars; what was left
             out; conditioning_a and _b, the largest |raw Gram matrix| / rms(centred one) of each
             layer, whose digits the subtraction of the mean row saves.
+        null: [K, L, M], CKA by chance: with the images of the second model in K random orders,
+            which all layers share; None where it was not asked for.
+        also: measures beside CKA, as asked for, means over the batches: [L, M] of pairs of layers,
+            [L] and [M] of layers, as name_a and name_b. Within a batch of n examples, which all
+            depend on: "rsa_cosine" and "rsa_correlation", of the squared distances of all pairs of
+            examples; "mutual_knn", the share of the 10 nearest by cosine that two layers have in
+            common, 10/(n−1) by chance, and "cknna", CKA among these [Huh et al. 2024];
+            "participation_ratio" (Σλ)²/Σλ² and "effective_rank" exp(entropy) of the eigenvalues of
+            the centred Gram matrix, n − 1 at most. Batches of up to 10 have no neighbours.
     """
 
     cka: np.ndarray
@@ -42,6 +53,8 @@ class CKAResult:
     n_batches: int
     warnings: tuple[str, ...] = ()
     meta: dict = field(default_factory=dict)
+    null: np.ndarray | None = None
+    also: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         shape = f"{len(self.layers_a)} x {len(self.layers_b)} layers"
@@ -96,13 +109,57 @@ class CKAResult:
         >>> bool(low < high)
         True
         """
-        if not isinstance(level, numbers.Real) or not 0 < level < 1:
-            raise ValueError(f"`level` must lie between 0 and 1, but is {level!r}")
+        _check_level(level)
         from scipy.stats import t
 
         freedom = self.meta["n_blocks"] - 1
         half = t.ppf((1 + level) / 2, freedom) * self.stderr if freedom > 0 else self.stderr
         return self.cka - half, self.cka + half
+
+    def p_values(self) -> np.ndarray:
+        """How likely so large a CKA is where layers are unrelated: (1 + #{null >= cka})/(K + 1).
+
+        Each pair of layers for itself; `p_value_of` takes a search over layers into account.
+        Exact where the images are independent and the data were read once.
+
+        Returns:
+            [L, M], from 1/(K + 1) to 1; NaN where CKA is.
+
+        Raises:
+            ValueError: `calibrate` was not asked for.
+        """
+        return permutation.p_values(self.cka, self._chance())
+
+    def p_value_of(self, statistic: Callable[[np.ndarray], float]) -> float:
+        """How likely so large a number made of all cells is by chance, such as `numpy.nanmax`.
+
+        >>> import fastcka, numpy, torch
+        >>> cka = fastcka.MinibatchCKA(["x"], ["y"], permutations=99)
+        >>> x = torch.randn(32, 4)
+        >>> cka.update([x], [x[:, :2]]).compute().p_value_of(numpy.nanmax)
+        0.01
+        """
+        return permutation.p_value_of(statistic, self.cka, self._chance())
+
+    def calibrated(self, level: float = 0.05) -> np.ndarray:
+        """CKA beyond chance: (cka − τ)/(1 − τ), and 0 up to τ [Gröger et al. 2026].
+
+        τ is the ⌈(1 − level)(K + 1)⌉-th smallest of null and cka, for each pair of layers. So
+        unrelated layers score 0 in a share of 1 − level, and equal ones 1.
+
+        Returns:
+            [L, M], from 0 to 1; NaN where CKA is.
+
+        Raises:
+            ValueError: `calibrate` was not asked for, or `level` is not between 0 and 1.
+        """
+        _check_level(level)
+        return permutation.calibrated(self.cka, self._chance(), level)
+
+    def _chance(self) -> np.ndarray:
+        if self.null is None:
+            raise ValueError("there is nothing to say about chance: measure with calibrate=True")
+        return self.null
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write the result to one file, all digits kept; `load` reads it.
@@ -122,7 +179,7 @@ class CKAResult:
         ...     fastcka.CKAResult.load(result.save(f"{folder}/conv.safetensors")).layers_a
         ('conv1',)
         """
-        return array_file.write(path, "CKAResult", [vars(self)])
+        return array_file.write(path, "CKAResult", [self._record()])
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "CKAResult":
@@ -132,12 +189,35 @@ class CKAResult:
             FileNotFoundError: there is no such file.
             ValueError: the file is damaged, from a newer fastcka, or holds no single result.
         """
-        return cls._from_file(*array_file.read(path, "CKAResult"))
+        with array_file.understood(path):
+            (fields,) = array_file.read(path, "CKAResult")
+            return cls._from_file(fields)
 
     @classmethod
     def _from_file(cls, fields: dict) -> "CKAResult":
         names = ("layers_a", "layers_b", "warnings")
-        return cls(**fields | {name: tuple(fields[name]) for name in names})
+        also = {name: fields.pop(name) for name in list(fields) if name.startswith(ALSO)}
+        fields["also"] = {name.removeprefix(ALSO): value for name, value in also.items()}
+        result = cls(**fields | {name: tuple(fields[name]) for name in names})
+        sides = {"_a": len(result.layers_a), "_b": len(result.layers_b)}
+        both = tuple(sides.values())
+        shapes = {"cka": both, "stderr": both, "hsic_ab": both}
+        shapes |= {"hsic_aa": both[:1], "hsic_bb": both[1:]}
+        arrays = {name: getattr(result, name) for name in shapes}
+        for name, value in result.also.items():
+            arrays[name] = value
+            shapes[name] = both if value.ndim == 2 else (sides[name[-2:]],)
+        if result.null is not None:
+            arrays["null"], shapes["null"] = result.null, (len(result.null), *both)
+        for name, value in arrays.items():
+            if value.shape != shapes[name]:
+                raise ValueError(f"`{name}` has shape {value.shape}, expected is {shapes[name]}")
+        return result
+
+    def _record(self) -> dict:
+        """All fields, with every array under a name of its own."""
+        fields = {name: value for name, value in vars(self).items() if name != "also"}
+        return fields | {ALSO + name: value for name, value in self.also.items()}
 
     def plot(
         self,
@@ -182,7 +262,8 @@ class CKAResult:
     def to_pandas(self):
         """A pandas DataFrame with columns layer_a, layer_b, cka, stderr, one row a pair of layers.
 
-        Rows of the matrix follow each other; `attrs` holds `meta`. Needs pandas.
+        Beside them p_value and calibrated where chance was measured, and `also` of pairs. Rows of
+        the matrix follow each other; `attrs` holds `meta`. Needs pandas.
 
         >>> import fastcka, torch
         >>> result = fastcka.MinibatchCKA(["conv1"]).update([torch.randn(8, 4)]).compute()
@@ -203,6 +284,11 @@ class CKAResult:
         1.0
         """
         return result_tables.dataset(self)
+
+
+def _check_level(level: float) -> None:
+    if not isinstance(level, numbers.Real) or not 0 < level < 1:
+        raise ValueError(f"`level` must lie between 0 and 1, but is {level!r}")
 
 
 class CKAResults(Mapping):
@@ -233,14 +319,17 @@ class CKAResults(Mapping):
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write all pairs to one file, as `CKAResult.save`."""
-        records = [{"pair": pair, **vars(result)} for pair, result in self.items()]
+        records = [{"pair": pair, **result._record()} for pair, result in self.items()]
         return array_file.write(path, "CKAResults", records)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "CKAResults":
         """Read what `save` wrote, as `CKAResult.load`."""
-        records = array_file.read(path, "CKAResults")
-        return cls({tuple(fields.pop("pair")): CKAResult._from_file(fields) for fields in records})
+        with array_file.understood(path):
+            records = array_file.read(path, "CKAResults")
+            return cls(
+                {tuple(fields.pop("pair")): CKAResult._from_file(fields) for fields in records}
+            )
 
     def plot(
         self,
@@ -267,6 +356,35 @@ class CKAResults(Mapping):
             ax=ax,
         )
 
+    def between_models(self) -> dict[str, dict[str, float]]:
+        """How well each model's layers are matched in each other model: table[model][other].
+
+        The mean over the layers of `model` of their highest CKA with a layer of `other`; of a model
+        with itself, with another layer of its own. So table[a][b] is not table[b][a]: a shallow
+        model can be found within a deep one. Layers without a value are left out; NaN where none
+        is left. The highest of many noisy values is too high: by less than their standard errors
+        times √(2 ln M), M the layers of `other`.
+
+        >>> import fastcka, torch
+        >>> cka = fastcka.MinibatchCKA({"a": ["0"], "b": ["0", "1"]})
+        >>> x = torch.randn(32, 4)
+        >>> table = cka.update({"a": [x], "b": [x, torch.randn(32, 9)]}).compute().between_models()
+        >>> round(table["a"]["b"], 6), table["b"]["a"] < 1
+        (1.0, True)
+        """
+        names = dict.fromkeys(name for pair in self for name in pair)
+        table: dict[str, dict[str, float]] = {name: {} for name in names}
+        for (a, b), result in self.items():
+            values = result.cka.copy()
+            if a == b:
+                np.fill_diagonal(values, np.nan)
+            table[a][b] = _mean_of_highest(values)
+            table[b][a] = _mean_of_highest(values.T)
+        return {
+            name: {other: row[other] for other in names if other in row}
+            for name, row in table.items()
+        }
+
     def _joint(self, name: str, layers: Mapping[str, tuple[str, ...]]) -> np.ma.MaskedArray:
         """The matrices of all pairs in one, masked where neither (a, b) nor (b, a) is there."""
         ends = np.cumsum([len(names) for names in layers.values()])
@@ -278,3 +396,9 @@ class CKAResults(Mapping):
             if (b, a) not in self:
                 whole[rows[b], rows[a]] = block.T
         return whole
+
+
+def _mean_of_highest(values: np.ndarray) -> float:
+    """Over the rows that have a value."""
+    known = values[np.isfinite(values).any(1)]
+    return float(np.nanmax(known, axis=1).mean()) if len(known) else float("nan")

@@ -12,6 +12,7 @@ def long_table(result):
             "layer_b": [b for _ in result.layers_a for b in result.layers_b],
             "cka": result.cka.ravel(),
             "stderr": result.stderr.ravel(),
+            **{name: values.ravel() for name, values in _of_pairs(result).items()},
         }
     )
     table.attrs = dict(result.meta)
@@ -29,10 +30,24 @@ def dataset(result):
             "hsic_ab": (both, result.hsic_ab),
             "hsic_aa": ("layer_a", result.hsic_aa),
             "hsic_bb": ("layer_b", result.hsic_bb),
+            **{name: (both, values) for name, values in _of_pairs(result).items()},
+            **{
+                name: (f"layer_{name[-1]}", values)
+                for name, values in result.also.items()
+                if values.ndim == 1
+            },
         },
         coords={"layer_a": list(result.layers_a), "layer_b": list(result.layers_b)},
         attrs=scalars | {"n_examples": result.n_examples, "n_batches": result.n_batches},
     )
+
+
+def _of_pairs(result) -> dict:
+    """What there is beside CKA and its error for every pair of layers."""
+    found = {name: values for name, values in result.also.items() if values.ndim == 2}
+    if result.null is not None:
+        found |= {"p_value": result.p_values(), "calibrated": result.calibrated()}
+    return found
 
 
 def _library(name: str):

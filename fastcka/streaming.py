@@ -17,7 +17,10 @@ from fastcka.hsic_sums import Block, LayerTotals
 from fastcka.jackknife import Sums, add, ratio, standard_error
 from fastcka.kernels import dispatch, hsic_pairs, native
 from fastcka.kernels.operations import OPERANDS, operand_dtype
-from fastcka.options import check_choice, check_options
+from fastcka.measure_sums import MeasureSums
+from fastcka.measures import check_names
+from fastcka.options import check_choice, check_options, check_whole_number
+from fastcka.permutation import permuted_products
 from fastcka.result import CKAResult, CKAResults
 from fastcka.warning import CKAWarning
 
@@ -58,6 +61,12 @@ class MinibatchCKA:
         operand: "fp32", "fp16" or "bf16", the type of the values multiplied; None is fp32 on a CPU
             and the activations' own 16-bit type on a GPU. In batches of 32 and more, fp16 changes
             CKA by 2e-4 at most, bf16 by 1e-3.
+        permutations: how often the images of the second model are put in random order, to learn
+            what CKA would be by chance; 0 does not. Costs about as many times the products of all
+            pairs, and 8 bytes a pair each.
+        also: measures beside CKA, from the same Gram matrices: "rsa_cosine", "rsa_correlation",
+            "mutual_knn", "cknna" of pairs of layers, "participation_ratio", "effective_rank" of
+            layers; see `CKAResult.also`. They need n³ flop and 8·n² bytes a layer at most.
         backend: "native" or "torch"; None picks, see `fastcka info`.
 
     Raises:
@@ -89,9 +98,14 @@ class MinibatchCKA:
         gram: str = "linear",
         bandwidth: float | None = None,
         operand: str | torch.dtype | None = None,
+        permutations: int = 0,
+        also: Sequence[str] = (),
         backend: str | None = None,
     ):
         check_options(estimator, gram, bandwidth)
+        check_whole_number("permutations", permutations, 0)
+        self.permutations = permutations
+        self.also = check_names(also)
         check_choice("weighting", weighting, WEIGHTINGS)
         self.weighting, self.estimator = weighting, estimator
         if gram == "rbf" and bandwidth is None:
@@ -118,6 +132,8 @@ class MinibatchCKA:
             self._pairs = [("a", "a" if layers_b is None else "b")]
         self._blocks: dict[int, Block] = {}
         self._totals = {model: LayerTotals(len(names)) for model, names in self.layers.items()}
+        self._null: dict[tuple[str, str], torch.Tensor] = {}  # [K, L, M], none without permutations
+        self._measures = MeasureSums(self.also, self._pairs, self.layers)
         self._numbered: str | None = None  # "arrival" or "index": how batches got their number
         self._ran_on: dict = {}
         self.n_batches = self.n_examples = 0
@@ -188,7 +204,10 @@ class MinibatchCKA:
             if stack.measure != (self.layers[model], *self._measure):
                 raise ValueError(f"the stack of {model!r} was made for other layers or options")
         number = self._number(index)
-        block = self._block_of(stacks, next(iter(sizes.values())))
+        n = next(iter(sizes.values()))
+        block = self._block_of(stacks, n)
+        null = self._null_of(stacks, n, number) if self.permutations else {}
+        measures = self._measures.of(stacks, n)
         ran_on = _where_it_ran(next(iter(stacks.values())).packed.device, self.backend)
         # All is computed: from here on nothing fails.
         for model, stack in stacks.items():
@@ -198,17 +217,36 @@ class MinibatchCKA:
             self._blocks[where].add(block)
         else:
             self._blocks[where] = block
+        self._add_null(null)
+        self._measures.add(measures)
         self._numbered = "arrival" if index is None else "index"
         self._ran_on = ran_on
         self.n_batches += 1
-        self.n_examples += next(iter(sizes.values()))
+        self.n_examples += n
         return self
+
+    def _weights(self, n: int) -> tuple[float, float]:
+        """Of a batch of n examples: its weight, and that of its inner products."""
+        normaliser = float(n * (n - 3) if self.estimator == "unbiased" else (n - 1) ** 2)
+        return (normaliser, 1.0) if self.weighting == "pairs" else (1.0, 1.0 / normaliser)
+
+    def _null_of(self, stacks: Mapping[str, GramStack], n: int, number: int) -> dict:
+        """The weighted HSICs of one batch in random orders."""
+        options = (n, self.estimator, self.permutations, number, self.backend)
+        return {
+            (a, b): self._weights(n)[1]
+            * permuted_products(stacks[a].packed, stacks[b].packed, *options)
+            for a, b in self._pairs
+        }
+
+    def _add_null(self, null: Mapping[tuple[str, str], torch.Tensor]) -> None:
+        for pair, value in null.items():
+            here = self._null.get(pair)
+            self._null[pair] = value.clone() if here is None else here + value.to(here.device)
 
     def _block_of(self, stacks: Mapping[str, GramStack], n: int) -> Block:
         """The weighted HSICs of one batch."""
-        normaliser = float(n * (n - 3) if self.estimator == "unbiased" else (n - 1) ** 2)
-        pairs_count = self.weighting == "pairs"
-        factor = 1.0 if pairs_count else 1.0 / normaliser
+        weight, factor = self._weights(n)
         pairs, own = {}, {}
         for a, b in self._pairs:
             packed = stacks[a].packed, None if a == b else stacks[b].packed
@@ -219,7 +257,7 @@ class MinibatchCKA:
                 if (model, model) in pairs
                 else factor * stack.summary[:, conditioning.CENTRED]
             )
-        return Block(normaliser if pairs_count else 1.0, pairs, own)
+        return Block(weight, pairs, own)
 
     def merge(self, other: "MinibatchCKA") -> "MinibatchCKA":
         """Add what another accumulator of the same layers and options has seen.
@@ -245,6 +283,8 @@ class MinibatchCKA:
                 self._blocks[place].add(block)
             else:
                 self._blocks[place] = copy.deepcopy(block)
+        self._add_null(other._null)
+        self._measures.add(other._measures.tensors())
         for model, totals in self._totals.items():
             totals.merge(other._totals[model], shift)
         self._numbered = self._numbered or other._numbered
@@ -290,9 +330,14 @@ class MinibatchCKA:
         }
         for i, pair in enumerate(self._pairs):
             tensors[f"pair.{i}"] = [block.pairs[pair] for _, block in blocks]
+            if self.permutations:
+                shape = (self.permutations, *map(len, (self.layers[pair[0]], self.layers[pair[1]])))
+                none = torch.zeros(shape, dtype=torch.float64, device="cpu")
+                tensors[f"null.{i}"] = self._null.get(pair, none).cpu()
         for i, (model, totals) in enumerate(self._totals.items()):
             tensors[f"own.{i}"] = [block.own[model] for _, block in blocks]
             tensors |= {f"{name}.{i}": value.cpu() for name, value in totals.tensors().items()}
+        tensors |= {f"also.{k}": value for k, value in self._measures.tensors().items()}
         for name, shape in self._shapes(len(blocks)).items():
             if isinstance(tensors[name], list):
                 parts = [part.cpu() for part in tensors[name]]
@@ -329,6 +374,12 @@ class MinibatchCKA:
             )
             for place, where in enumerate(tensors["block"])
         }
+        self._null = {
+            pair: tensors[f"null.{i}"].clone()
+            for i, pair in enumerate(self._pairs)
+            if self.permutations
+        }
+        self._measures.load({name: tensors[f"also.{name}"] for name in self._measures.tensors()})
         for position, totals in enumerate(self._totals.values()):
             totals.load({name: tensors[f"{name}.{position}"] for name in totals.tensors()})
         self._numbered, self._ran_on = counts["numbered"], dict(counts["ran_on"])
@@ -339,9 +390,12 @@ class MinibatchCKA:
     def _shapes(self, blocks: int) -> dict[str, tuple[int, ...]]:
         """Of the tensors of a state with so many blocks."""
         size = {model: len(names) for model, names in self.layers.items()}
-        shapes = {}
+        also = self._measures.tensors()
+        shapes = {f"also.{name}": tuple(value.shape) for name, value in also.items()}
         for i, (a, b) in enumerate(self._pairs):
             shapes[f"pair.{i}"] = (blocks, size[a], size[b])
+            if self.permutations:
+                shapes[f"null.{i}"] = (self.permutations, size[a], size[b])
         for i, (model, totals) in enumerate(self._totals.items()):
             shapes[f"own.{i}"] = (blocks, size[model])
             for name, value in totals.tensors().items():
@@ -357,6 +411,8 @@ class MinibatchCKA:
             "estimator": self.estimator,
             "gram": self.gram,
             "bandwidth": self.bandwidth,
+            "permutations": self.permutations,
+            "also": list(self.also),
             "operand": next((k for k, v in OPERANDS.items() if v == self.operand), None),
         }
 
@@ -422,10 +478,9 @@ class MinibatchCKA:
         blocks = self._sums(a, b)
         total = add(blocks)
         cka, stderr = ratio(total), standard_error(blocks)
-        for axis, model in enumerate((a, b)):
-            without = self._totals[model].without_value()
-            index = (without, slice(None)) if axis == 0 else (slice(None), without)
-            cka[index] = stderr[index] = np.nan
+        without = [self._totals[model].without_value() for model in (a, b)]
+        for matrix in (cka, stderr):
+            matrix[without[0]] = matrix[:, without[1]] = np.nan
         weight = sum(block.weight for block in self._blocks.values())
         told = list(dict.fromkeys(messages[a] + messages[b]))
         if self.skipped_batches:
@@ -454,7 +509,14 @@ class MinibatchCKA:
             n_batches=self.n_batches,
             warnings=tuple(told),
             meta=meta,
+            null=self._by_chance(a, b, total) if self.permutations else None,
+            also=self._measures.results(a, b, *without),
         )
+
+    def _by_chance(self, a: str, b: str, total: Sums) -> np.ndarray:
+        """[K, L, M]. The HSIC of a layer with itself does not see the order of the examples."""
+        orders = self._null[a, b].cpu().numpy()
+        return np.stack([ratio(total._replace(ab=one)) for one in orders])
 
 
 def _where_it_ran(device: torch.device, backend: str | None) -> dict:

@@ -58,6 +58,7 @@ def summary(result: CKAResult | CKAResults) -> dict:
         }
         for one in pairs.values()
     ]
+    between = result.between_models() if isinstance(result, CKAResults) else {}
     first = next(iter(pairs.values()))
     models = []
     for one in pairs.values():
@@ -67,6 +68,10 @@ def summary(result: CKAResult | CKAResults) -> dict:
         "n_batches": first.n_batches,
         "warnings": list(dict.fromkeys(told for one in pairs.values() for told in one.warnings)),
         "pairs": each,
+        "between_models": {
+            model: {other: _number(value) for other, value in row.items()}
+            for model, row in between.items()
+        },
         "models": models,
         "provenance": {key: value for key, value in first.meta.items() if key not in LEFT_OUT},
     }
@@ -76,7 +81,8 @@ def in_words(result: CKAResult | CKAResults) -> str:
     """A few lines: what was compared, and the best match of every layer."""
     if isinstance(result, CKAResults):
         across = [one for one in result.values() if len(one.models) > 1]
-        return "\n\n".join(map(in_words, across))
+        table = [_between(result)] if len(across) > 1 else []
+        return "\n\n".join([*map(in_words, across), *table])
     rows = best_matches(result)
     step = -(-len(rows) // PRINTED)
     wide = max(len(row["layer"]) for row in rows)
@@ -94,6 +100,23 @@ def in_words(result: CKAResult | CKAResults) -> str:
         lines.append(f"  {row['layer']:<{wide}}  {row['cka']:.3f}{error}  {row['match']}")
     if step > 1:
         lines.append(f"  one layer in {step}; all are in the files")
+    return "\n".join(lines)
+
+
+def _between(results: CKAResults) -> str:
+    """The table of models, a line each."""
+    table = results.between_models()
+    wide = max(map(len, table))
+    columns = [max(len(name), 5) for name in table]
+    lines = ["best match of a layer, mean CKA over the layers of the model in front:"]
+    heads = (f"{name:>{column}}" for name, column in zip(table, columns, strict=True))
+    lines.append("  ".join([" " * (wide + 2), *heads]).rstrip())
+    for name, row in table.items():
+        cells = (
+            f"{row.get(other, np.nan):>{column}.3f}"
+            for other, column in zip(table, columns, strict=True)
+        )
+        lines.append("  ".join([f"  {name:<{wide}}", *cells]))
     return "\n".join(lines)
 
 

@@ -22,9 +22,11 @@ PACKAGE = ROOT / "fastcka"
 ORDER = [
     ["options", "warning", "report", "array_file", "result_tables"],
     ["kernels", "capture", "data", "models"],
+    ["permutation"],
     ["conditioning", "jackknife", "provenance", "result", "trail", "interrupts", "checkpoint"],
     ["gram_stack"],
-    ["batch", "hsic_sums", "centred_rows"],
+    ["batch", "hsic_sums", "centred_rows", "measures"],
+    ["measure_sums"],
     ["stored_features"],
     ["functional", "streaming"],
     ["participant", "distributed"],

@@ -96,3 +96,43 @@ def test_the_matrix_is_there_with_its_names():
     pair = summary(result([[0.12345678, np.nan]]))["pairs"][0]
     assert pair["cka"] == [[0.123457, None]]
     assert (pair["layers_a"], pair["layers_b"]) == (["a0"], ["b0", "b1"])
+
+
+def three():
+    """Two layers of v are one of c; m has one layer, which is like nothing."""
+    values = {
+        ("v", "v"): [[1.0, 0.25], [0.25, 1.0]],
+        ("v", "c"): [[0.9, 0.1], [0.7, 0.3]],
+        ("v", "m"): [[0.1], [np.nan]],
+        ("c", "c"): [[1.0, 0.5], [0.5, 1.0]],
+        ("c", "m"): [[np.nan], [np.nan]],
+        ("m", "m"): [[1.0]],
+    }
+    return CKAResults(
+        {(a, b): result(cka, (a,) if a == b else (a, b)) for (a, b), cka in values.items()}
+    )
+
+
+def test_models_are_matched_both_ways_and_with_their_own_other_layers():
+    table = three().between_models()
+    assert list(table) == ["v", "c", "m"]
+    assert list(table["c"]) == ["v", "c", "m"]
+    assert table["v"] == {"v": 0.25, "c": pytest.approx((0.9 + 0.7) / 2), "m": 0.1}
+    assert table["c"]["v"] == pytest.approx((0.9 + 0.3) / 2)
+    assert table["m"]["v"] == 0.1
+    assert np.isnan([table["c"]["m"], table["m"]["c"], table["m"]["m"]]).all()
+
+
+def test_more_than_two_models_end_with_their_table():
+    lines = in_words(three()).splitlines()
+    assert lines[-5:] == [
+        "best match of a layer, mean CKA over the layers of the model in front:",
+        "         v      c      m",
+        "  v  0.250  0.800  0.100",
+        "  c  0.600  0.500    nan",
+        "  m  0.100    nan    nan",
+    ]
+    short = summary(three())
+    assert short["between_models"]["v"]["m"] == 0.1
+    assert short["between_models"]["m"]["m"] is None
+    json.dumps(short, allow_nan=False)

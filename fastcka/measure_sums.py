@@ -1,0 +1,94 @@
+"""The measures beside CKA added up over batches, each batch counting its examples."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from fastcka.gram_stack import GramStack
+from fastcka.measures import OF_LAYERS, OF_PAIRS, defined_for, grams
+
+
+class MeasureSums:
+    """Sums of n times the measure of each batch of n examples.
+
+    Args:
+        names: of measures. pairs: of models. layers: by model.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        pairs: Sequence[tuple[str, str]],
+        layers: Mapping[str, Sequence[str]],
+    ):
+        self.names, self.pairs, self.models = tuple(names), list(pairs), list(layers)
+        size = {model: len(of) for model, of in layers.items()}
+        new = {"dtype": torch.float64, "device": "cpu"}
+        self._sums = {}
+        for name in names:
+            if name in OF_PAIRS:
+                for i, (a, b) in enumerate(self.pairs):
+                    self._sums[f"{name}.{i}"] = torch.zeros(size[a], size[b], **new)
+            else:
+                for i, model in enumerate(self.models):
+                    self._sums[f"{name}.{i}"] = torch.zeros(size[model], **new)
+        self._weights = torch.zeros(len(self.names), **new)
+
+    def of(self, stacks: Mapping[str, GramStack], n: int) -> dict[str, torch.Tensor]:
+        """What one batch adds; nothing is added yet."""
+        names = [name for name in self.names if defined_for(name, n)]
+        if not names:
+            return {}
+        k = {model: grams(stack) for model, stack in stacks.items()}
+        found = {"weights": torch.tensor([n * (name in names) for name in self.names])}
+        for name in names:
+            if name in OF_PAIRS:
+                vectors = {model: OF_PAIRS[name](one) for model, one in k.items()}
+                for i, (a, b) in enumerate(self.pairs):
+                    found[f"{name}.{i}"] = n * (vectors[a] @ vectors[b].T)
+            else:
+                for i, model in enumerate(self.models):
+                    found[f"{name}.{i}"] = n * OF_LAYERS[name](k[model])
+        return found
+
+    def add(self, found: Mapping[str, torch.Tensor]) -> None:
+        """Add what `of` returned, or `tensors` of another."""
+        for name, value in found.items():
+            if name == "weights":
+                self._weights = self._weights + value
+            else:
+                here = self._sums[name]
+                self._sums[name] = here.to(value.device) + value
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        if not self.names:
+            return {}
+        return {"weights": self._weights} | {k: v.cpu() for k, v in self._sums.items()}
+
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        if self.names:
+            self._weights = tensors["weights"].clone()
+            self._sums = {name: tensors[name].clone() for name in self._sums}
+
+    def results(
+        self, a: str, b: str, without_a: np.ndarray, without_b: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """The means of a pair of models: [L, M] by name; of a measure of layers, [L] and [M].
+
+        NaN for layers without a value, masks [L] and [M], and where no batch was large enough.
+        """
+        found = {}
+        for name in self.names:
+            if name in OF_PAIRS:
+                found[name] = self._mean(name, self.pairs.index((a, b)))
+                found[name][without_a] = found[name][:, without_b] = np.nan
+            else:
+                for side, model, without in (("a", a, without_a), ("b", b, without_b)):
+                    found[f"{name}_{side}"] = self._mean(name, self.models.index(model))
+                    found[f"{name}_{side}"][without] = np.nan
+        return found
+
+    def _mean(self, name: str, place: int) -> np.ndarray:
+        weight = self._weights[self.names.index(name)].item()
+        return self._sums[f"{name}.{place}"].cpu().numpy() / (weight or np.nan)
