@@ -10,7 +10,8 @@ from importlib.metadata import version as _version
 
 from fastcka import data, models
 from fastcka.capture import Tap
-from fastcka.comparison import compare, compare_many
+from fastcka.comparison import compare, compare_many, fingerprint
+from fastcka.fingerprints import Fingerprint
 from fastcka.functional import cka, hsic
 from fastcka.result import CKAResult, CKAResults
 from fastcka.streaming import MinibatchCKA
@@ -21,12 +22,14 @@ __all__ = [
     "CKAResult",
     "CKAResults",
     "CKAWarning",
+    "Fingerprint",
     "MinibatchCKA",
     "Tap",
     "cka",
     "compare",
     "compare_many",
     "data",
+    "fingerprint",
     "hsic",
     "models",
 ]

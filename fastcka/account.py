@@ -11,6 +11,7 @@ from fastcka.data.images import ImageBatches
 from fastcka.data.labels import labels
 from fastcka.data.loaders import sampler
 from fastcka.data.shuffling import ClassMixing, unshuffled
+from fastcka.fingerprints import Measured
 from fastcka.participant import Participant, autocast_name
 from fastcka.provenance import provenance
 from fastcka.result import CKAResult
@@ -68,7 +69,7 @@ class Account:
         """The comparison goes on from a state with these counts."""
         before = counts["ran_on"] if counts else {}
         batches = counts["n_batches"] if counts else 0
-        self._facts["resumed"] = [*self._facts.get("resumed", ()), batches]
+        self._facts["resumed"] = batches
         threads = torch.get_num_threads()
         if before.get("threads", threads) != threads:
             self.note(
@@ -101,11 +102,15 @@ class Account:
         after = self.state()["notices"] + self._mixing.warnings()
         for images in self._images():
             after += images.notices()
+        n_batches = next(iter(results.values())).n_batches
+        for participant in self.participants:
+            if isinstance(participant, Measured):
+                after += participant.explain(n_batches)
         models = {p.label: p.describe() for p in self.participants}
         return {
             pair: replace(
                 result,
-                warnings=(*self.before, *after, *result.warnings),
+                warnings=tuple(dict.fromkeys((*self.before, *after, *result.warnings))),
                 meta=self._facts
                 | self.data()
                 | {"models": _sides(*(models[label] for label in pair))}

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ SCHEMA = 1
 KINDS = {
     "CKAResult": ("CKAResult", ": use CKAResult.load"),
     "CKAResults": ("CKAResults", ": use CKAResults.load"),
+    "fingerprint": ("a fingerprint", ": give it to fastcka.compare"),
     "state": ("the state of an unfinished comparison", ": resume it"),
 }
 # Other arrays are written in float64.
@@ -55,16 +57,23 @@ def write(path: str | os.PathLike, kind: str, records: Sequence[Mapping]) -> Pat
                 plain[-1][name] = _plain(value, name)
     header = {"schema": SCHEMA, "kind": kind, "sha256": _digest(arrays, plain), "results": plain}
     data = save(arrays, metadata={KEY: json.dumps(header)})
+    with replacing(path) as file:
+        file.write(data)
+    return path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` when all is written; not after an error."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(unfinished, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
-    return path
 
 
 def read(path: str | os.PathLike, kind: str) -> list[dict]:
@@ -83,24 +92,34 @@ def read(path: str | os.PathLike, kind: str) -> list[dict]:
         with safe_open(path, "numpy") as file:
             header = json.loads((file.metadata() or {})[KEY])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        schema, found, records = header["schema"], header["kind"], header["results"]
-        if schema <= SCHEMA:
-            if _digest(arrays, records) != header["sha256"]:
-                raise ValueError("the checksum differs")
-            for name, array in arrays.items():
-                number, name = name.split(".", 1)
-                records[int(number)][name] = array
+        check_header(path, header, kind)
+        records = header["results"]
+        if _digest(arrays, records) != header["sha256"]:
+            raise ValueError("the checksum differs")
+        for name, array in arrays.items():
+            number, name = name.split(".", 1)
+            records[int(number)][name] = array
+    except Unexpected:
+        raise
     except (SafetensorError, LookupError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged, or no file of fastcka's: {error}") from None
+    return records
+
+
+class Unexpected(ValueError):
+    """A file that is whole, but not what was asked for."""
+
+
+def check_header(path: str | os.PathLike, header: Mapping, kind: str) -> None:
+    schema, found = header["schema"], header["kind"]
     if schema > SCHEMA:
-        raise ValueError(
+        raise Unexpected(
             f"{path} was written by a newer fastcka, in format {schema}, and this one reads "
             f"formats up to {SCHEMA}: update fastcka"
         )
     if found != kind:
         what, reader = KINDS.get(str(found), (found, ""))
-        raise ValueError(f"{path} holds {what}, not {KINDS[kind][0]}{reader}")
-    return records
+        raise Unexpected(f"{path} holds {what}, not {KINDS[kind][0]}{reader}")
 
 
 @contextmanager

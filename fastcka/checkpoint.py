@@ -1,6 +1,7 @@
 """The state of a long comparison on disk: written now and then, read to go on."""
 
 import os
+import re
 import time
 import warnings
 from collections.abc import Mapping
@@ -52,7 +53,8 @@ class Checkpoint:
             ValueError: the file is damaged, or of a newer version.
         """
         for left in self.path.parent.glob(f".{self.path.name}.*"):
-            left.unlink(missing_ok=True)  # of a process that was killed while it wrote
+            if left.suffix[1:].isdigit():  # of a process that was killed while it wrote
+                left.unlink(missing_ok=True)
         if not self.path.exists():
             return None
         (record,) = array_file.read(self.path, "state")
@@ -82,6 +84,17 @@ class Checkpoint:
                 )
             self._failed = True
         self._last = time.monotonic()
+
+
+def states(path: Path) -> list[tuple[int, int, Path]]:
+    """The states beside `path`, which is that of one process: process, of how many, and file."""
+    found = [(0, 1, path)] if path.exists() else []
+    named = re.compile(rf"{re.escape(path.stem)}-(\d+)-of-(\d+){re.escape(path.suffix)}")
+    if path.parent.is_dir():
+        for other in sorted(path.parent.iterdir()):
+            if match := named.fullmatch(other.name):
+                found.append((int(match[1]), int(match[2]), other))
+    return found
 
 
 def difference(ours: Mapping, theirs: Mapping) -> tuple[str, str, str] | None:

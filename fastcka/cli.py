@@ -3,9 +3,10 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from fastcka import compare_command, list_command
+from fastcka import compare_command, fingerprint_command, list_command
+from fastcka.fingerprints import STORED
 from fastcka.info import describe
 from fastcka.kernels.dispatch import BACKENDS
 from fastcka.kernels.operations import OPERANDS
@@ -25,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_compare(commands)
+    _add_fingerprint(commands)
     _add_list(commands)
     commands.add_parser(
         "info", help="versions, instruction sets, and which backend runs where and why"
@@ -56,11 +58,84 @@ def _add_compare(commands) -> None:
         help="CKA between all layers of models, in one pass over a folder of images",
         description="CKA between all layers of one, two or more models, in one pass over a folder "
         "of images: result.safetensors, heatmap.png, heatmap.pdf and summary.json. Models come "
-        "first.",
+        "first; files of `fastcka fingerprint`, which end in .fp, are models too.",
         epilog="example: fastcka compare vit_tiny_patch16_224 resnet18 --layers raghu --data DIR",
     )
     parser.set_defaults(run=compare_command.run)
-    parser.add_argument("models", nargs="+", metavar="MODEL", help=MODEL)
+    parser.add_argument("models", nargs="+", metavar="MODEL", help=f"{MODEL}; or FILE.fp")
+    add = _add_data(parser)
+    add(
+        "--passes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="over the data, each in another order (default: %(default)s)",
+    )
+    add = _add_models(parser)
+    add("--layers-a", nargs="+", metavar="LAYER", help="of the first model alone")
+    add("--layers-b", nargs="+", metavar="LAYER", help="of the second model alone")
+    add = _add_measure(parser)
+    add(
+        "--weighting",
+        choices=WEIGHTINGS,
+        default="pairs",
+        help="of the batches (default: %(default)s)",
+    )
+    add(
+        "--calibrate",
+        type=int,
+        nargs="?",
+        const=PERMUTATIONS,
+        default=0,
+        metavar="N",
+        help="p-values and scores beyond chance, from N random orders (default: %(const)s)",
+    )
+    add(
+        "--also",
+        nargs="+",
+        default=[],
+        choices=[*OF_PAIRS, *OF_LAYERS],
+        metavar="MEASURE",
+        help=f"beside CKA: {', '.join([*OF_PAIRS, *OF_LAYERS])}",
+    )
+    add = parser.add_argument_group("output").add_argument
+    add("--output", metavar="DIR", help="folder (default: fastcka-results/MODEL-MODEL)")
+    add("--overwrite", action="store_true", help="replace an earlier result there")
+    add("--resume", action="store_true", help="go on with an unfinished run")
+    add(
+        "--save-every",
+        type=float,
+        default=300,
+        metavar="SECONDS",
+        help="how often the state of a long run is saved (default: %(default)s)",
+    )
+    add("--errors", action="store_true", help="standard errors in the figure")
+    add("--title", help="of the figure")
+    add("--quiet", action="store_true", help="print nothing but warnings and errors")
+
+
+def _add_fingerprint(commands) -> None:
+    parser = commands.add_parser(
+        "fingerprint",
+        help="measure a model once, to compare it later without its weights",
+        description="Writes the Gram matrices of all layers of a model on named images to a file, "
+        "which `fastcka compare` takes in place of the model. Files are compared on the same "
+        "images in the same batches: with the same --data, --max-images, --seed and --n.",
+        epilog="example: fastcka fingerprint resnet18 --data DIR --output resnet18.fp",
+    )
+    parser.set_defaults(run=fingerprint_command.run)
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    _add_data(parser)
+    _add_models(parser)
+    _add_measure(parser)
+    add = parser.add_argument_group("output").add_argument
+    add("--output", metavar="FILE", help="ends in .fp (default: fastcka-results/MODEL.fp)")
+    add("--dtype", choices=STORED, default="fp32", help="of the file (default: %(default)s)")
+    add("--overwrite", action="store_true", help="replace an earlier file")
+    add("--quiet", action="store_true", help="print nothing but warnings and errors")
+
+
+def _add_data(parser) -> Callable:
     add = parser.add_argument_group("data").add_argument
     add("--data", metavar="DIR", help="folder of images; without it, images are generated")
     add("--generate", type=int, metavar="N", help="how many, without --data (default: 512)")
@@ -88,29 +163,28 @@ def _add_compare(commands) -> None:
         help="processes that decode images (default: %(default)s)",
     )
     add(
-        "--passes",
-        type=int,
-        default=1,
-        metavar="N",
-        help="over the data, each in another order (default: %(default)s)",
-    )
-    add(
         "--seed",
         type=int,
         default=0,
         help="of the order, and of untrained weights (default: %(default)s)",
     )
+    return add
+
+
+def _add_models(parser) -> Callable:
     add = parser.add_argument_group("models").add_argument
     add("--layers", nargs="+", default=["blocks"], metavar="LAYER",
         help="names, globs, or blocks, leaves, raghu (default: blocks)")  # fmt: skip
-    add("--layers-a", nargs="+", metavar="LAYER", help="of the first model alone")
-    add("--layers-b", nargs="+", metavar="LAYER", help="of the second model alone")
     add("--pretrained", action="store_true", help="weights from the hub or its cache")
     add("--img-size", type=int, metavar="N", help="pixels of a side, for all models")
     add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     add("--threads", type=_threads, metavar="N", help="of each process")
     add("--amp", action="store_true", help="run the models under autocast")
     add("--amp-dtype", choices=("float16", "bfloat16"), help="of --amp (default: float16)")
+    return add
+
+
+def _add_measure(parser) -> Callable:
     add = parser.add_argument_group("measure").add_argument
     add(
         "--n",
@@ -121,49 +195,13 @@ def _add_compare(commands) -> None:
     add(
         "--estimator", choices=ESTIMATORS, default="unbiased", help="of HSIC (default: %(default)s)"
     )
-    add(
-        "--weighting",
-        choices=WEIGHTINGS,
-        default="pairs",
-        help="of the batches (default: %(default)s)",
-    )
     add("--gram", choices=GRAMS, default="linear", help="Gram function (default: %(default)s)")
     add("--bandwidth", type=float, help="of --gram rbf, in median distances")
     add(
         "--operand", choices=OPERANDS, help="type of the values multiplied (default: fp32 on a CPU)"
     )
-    add(
-        "--calibrate",
-        type=int,
-        nargs="?",
-        const=PERMUTATIONS,
-        default=0,
-        metavar="N",
-        help="p-values and scores beyond chance, from N random orders (default: %(const)s)",
-    )
-    add(
-        "--also",
-        nargs="+",
-        default=[],
-        choices=[*OF_PAIRS, *OF_LAYERS],
-        metavar="MEASURE",
-        help=f"beside CKA: {', '.join([*OF_PAIRS, *OF_LAYERS])}",
-    )
     add("--backend", choices=BACKENDS, help="see `fastcka info`")
-    add = parser.add_argument_group("output").add_argument
-    add("--output", metavar="DIR", help="folder (default: fastcka-results/MODEL-MODEL)")
-    add("--overwrite", action="store_true", help="replace an earlier result there")
-    add("--resume", action="store_true", help="go on with an unfinished run")
-    add(
-        "--save-every",
-        type=float,
-        default=300,
-        metavar="SECONDS",
-        help="how often the state of a long run is saved (default: %(default)s)",
-    )
-    add("--errors", action="store_true", help="standard errors in the figure")
-    add("--title", help="of the figure")
-    add("--quiet", action="store_true", help="print nothing but warnings and errors")
+    return add
 
 
 def _threads(text: str) -> int:

@@ -3,25 +3,33 @@
 import argparse
 import json
 import re
-import sys
 import time
-import warnings
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 from fastcka import models
+from fastcka.checkpoint import states
+from fastcka.command import (
+    RESULTS,
+    check_used,
+    images,
+    measure_options,
+    networks,
+    own_warnings,
+    tell,
+    view,
+)
 from fastcka.comparison import compare, compare_many
-from fastcka.data import ImageBatches, write_images
+from fastcka.data import ImageBatches
 from fastcka.distributed import Share
-from fastcka.launch import device, processes
+from fastcka.fingerprints import SUFFIX, Fingerprint
+from fastcka.launch import processes
 from fastcka.models import Network
 from fastcka.output_folder import output_folder
 from fastcka.result import CKAResult, CKAResults
 from fastcka.summary import in_words, summary
-from fastcka.warning import CKAWarning
 
-RESULTS = Path("fastcka-results")
 RESULT, FIGURES, SUMMARY = "result.safetensors", ("heatmap.png", "heatmap.pdf"), "summary.json"
 PARTIAL = "partial.safetensors"  # what there is of a result after an error
 STATE = "state.safetensors"  # what --resume goes on from; of each process, state-0-of-2.safetensors
@@ -29,14 +37,27 @@ STATE = "state.safetensors"  # what --resume goes on from; of each process, stat
 
 def run(options: argparse.Namespace) -> None:
     """`fastcka compare`, with its options as parsed."""
-    _check_used(options)
-    labels = models.labels(options.models)
+    check_used(options)
+    labels = models.labels(
+        [Path(name).stem if _is_measured(name) else name for name in options.models]
+    )
     layers = _layers(options, labels)
     with processes(options.threads) as share, ExitStack() as stack:
         options.silent = share.rank > 0  # one of them speaks for all
         options.quiet |= options.silent
+        if share.from_first(lambda: _is_finished(options)):
+            tell(options, f"there is nothing to resume: {options.output} is finished")
+            return
         folder = share.from_first(lambda: stack.enter_context(_output_folder(options, labels)))
         _run(options, labels, layers, folder, share)
+
+
+def _is_finished(options: argparse.Namespace) -> bool:
+    """Who always resumes, as a supervisor does, finds out here that all is done."""
+    if not (options.resume and options.output) or options.overwrite:
+        return False
+    folder = Path(options.output)
+    return (folder / RESULT).exists() and not states(folder / STATE)
 
 
 def _output_folder(options: argparse.Namespace, labels: list[str]):
@@ -46,7 +67,7 @@ def _output_folder(options: argparse.Namespace, labels: list[str]):
         options.output,
         RESULTS / name,
         result=RESULT,
-        states=f"{Path(STATE).stem}*",
+        state=STATE,
         overwrite=options.overwrite,
         resume=options.resume,
     )
@@ -59,25 +80,27 @@ def _run(
     folder: Path,
     share: Share,
 ) -> None:
-    networks = _networks(options, labels)
-    data = _images(options, folder, networks, share)
-    if options.resume and not any(folder.glob(f"{Path(STATE).stem}*")):
-        _tell(options, f"there is nothing to resume in {folder}: begins at the start")
+    named = dict(zip(labels, options.models, strict=True))
+    measured = {label: Fingerprint(name) for label, name in named.items() if _is_measured(name)}
+    to_run = [label for label in labels if label not in measured]
+    everyone = networks(options, [named[label] for label in to_run], to_run)
+    data = images(options, folder, everyone, share) if to_run else None
+    everyone = {label: measured.get(label) or everyone[label] for label in labels}
+    if options.resume and not states(folder / STATE):
+        tell(options, f"there is nothing to resume in {folder}: begins at the start")
     started = time.perf_counter()
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", CKAWarning)
-        warnings.showwarning = _in_a_line(options, warnings.showwarning)
+    with own_warnings(options):
         try:
-            result = _measure(options, networks, layers, data, folder, share)
+            result = _measure(options, everyone, layers, data, folder, share)
         except BaseException as error:
             if hasattr(error, "partial") and share.rank == 0:
-                path = _named(error.partial, networks).save(folder / PARTIAL)
-                _tell(options, f"what was measured until then is in {path}; --resume goes on")
+                path = _named(error.partial, everyone).save(folder / PARTIAL)
+                tell(options, f"what was measured until then is in {path}; --resume goes on")
             raise
     seconds = time.perf_counter() - started
     if share.rank == 0:
         _write(options, folder, result)
-        for left in (folder / PARTIAL, *folder.glob(f"{Path(STATE).stem}*")):
+        for left in (folder / PARTIAL, *(path for *_, path in states(folder / STATE))):
             left.unlink(missing_ok=True)
     if not options.quiet:
         print(in_words(result))
@@ -94,110 +117,57 @@ def _layers(options: argparse.Namespace, labels: list[str]) -> dict[str, list[st
     return layers
 
 
-def _check_used(options: argparse.Namespace) -> None:
-    """An option that would do nothing is a mistake."""
-    if options.amp_dtype and not options.amp:
-        raise ValueError("--amp-dtype does nothing without --amp")
-    if options.generate is not None and options.data is not None:
-        raise ValueError("--generate does nothing beside --data")
-
-
-def _networks(options: argparse.Namespace, labels: list[str]) -> dict[str, Network]:
-    networks = {}
-    for place, (label, name) in enumerate(zip(labels, options.models, strict=True)):
-        # A model that is named twice is two networks: the second has weights of its own.
-        seed = options.seed + options.models[:place].count(name)
-        networks[label] = models.load(
-            name, pretrained=options.pretrained, seed=seed, img_size=options.img_size
-        )
-    untrained = [
-        label
-        for label, network in networks.items()
-        if network.provenance["weights"].startswith("untrained")
-    ]
-    if untrained:
-        _tell(options, f"untrained, for want of --pretrained or NAME@FILE: {', '.join(untrained)}")
-    return networks
-
-
-def _images(
-    options: argparse.Namespace, folder: Path, networks: dict[str, Network], share: Share
-) -> ImageBatches:
-    root = options.data
-    if root is None:
-        count = 512 if options.generate is None else options.generate
-        place = RESULTS if options.output is None else folder
-        root = place / f"images-{count}-seed{options.seed}"
-        _tell(options, f"no --data: {count} generated images, in {root}")
-        share.from_first(lambda: write_images(root, count, seed=options.seed))
-    transforms, shared = {}, {}
-    for label, network in networks.items():
-        # Models with the same preprocessing share the view.
-        transforms[label] = shared.setdefault(str(network.data_config), network.transform())
-    return ImageBatches(
-        root,
-        transforms,
-        batch_size=options.batch_size,
-        seed=options.seed,
-        workers=options.workers,
-        max_images=options.max_images,
-        on_broken=options.on_broken,
-    )
+def _is_measured(name: str) -> bool:
+    return name.endswith(SUFFIX)
 
 
 def _measure(
     options: argparse.Namespace,
-    networks: dict[str, Network],
+    everyone: dict[str, Network | Fingerprint],
     layers: dict[str, list[str]],
-    data: ImageBatches,
+    data: ImageBatches | None,
     folder: Path,
     share: Share,
 ) -> CKAResult | CKAResults:
-    common = {
-        "n": options.n,
+    common = measure_options(options) | {
         "passes": options.passes,
-        "estimator": options.estimator,
         "weighting": options.weighting,
-        "gram": options.gram,
-        "bandwidth": options.bandwidth,
-        "operand": options.operand,
         "calibrate": options.calibrate,
         "also": options.also,
-        "autocast": (options.amp_dtype or "float16") if options.amp else None,
-        "device": options.device or device(),
-        "backend": options.backend,
-        "progress": not options.quiet,
         "checkpoint": folder / STATE,
         "resume": True,  # a state that is there has been agreed to
         "save_every": options.save_every,
         "distributed": share.ranks > 1,
     }
-    views = {label: _view(label) for label in networks}
-    modules = {label: network.module for label, network in networks.items()}
-    if len(networks) > 2:
+    views = {label: view(label) for label, one in everyone.items() if isinstance(one, Network)}
+    modules = {
+        label: one.module if isinstance(one, Network) else one for label, one in everyone.items()
+    }
+    if len(modules) > 2:
         result = compare_many(modules, data, layers=layers, inputs=views, **common)
     else:
-        a, b = [*networks, None][:2]
-        second = {} if b is None else {"layers_b": layers[b], "input_b": views[b]}
+        a, b = [*modules, None][:2]
+        second = {} if b is None else {"layers_b": layers[b], "input_b": views.get(b)}
         result = compare(
             modules[a],
             modules.get(b),
             data,
             layers_a=layers[a],
-            input_a=views[a],
+            input_a=views.get(a),
             **second,
             **common,
         )
-    return _named(result, networks)
+    return _named(result, everyone)
 
 
-def _view(label: str):
-    return lambda batch: batch["views"][label]
-
-
-def _named(result: CKAResult | CKAResults, networks: dict[str, Network]) -> CKAResult | CKAResults:
+def _named(
+    result: CKAResult | CKAResults, everyone: dict[str, Network | Fingerprint]
+) -> CKAResult | CKAResults:
     """What is known of the weights goes with what was seen of the models."""
-    facts = {label: network.provenance | {"name": label} for label, network in networks.items()}
+    facts = {
+        label: (one.provenance if isinstance(one, Network) else one.model) | {"name": label}
+        for label, one in everyone.items()
+    }
     if isinstance(result, CKAResults):
         return CKAResults(
             {pair: _known(one, [facts[label] for label in pair]) for pair, one in result.items()}
@@ -220,24 +190,7 @@ def _write(options: argparse.Namespace, folder: Path, result: CKAResult | CKARes
     errors = options.errors
     first = next(iter(result.values())) if isinstance(result, CKAResults) else result
     if errors and first.meta["n_blocks"] < 2:
-        _tell(options, "one batch alone has no standard errors: the figure is drawn without")
+        tell(options, "one batch alone has no standard errors: the figure is drawn without")
         errors = False
     for name in FIGURES:
         result.plot(folder / name, errors=errors, title=options.title)
-
-
-def _in_a_line(options: argparse.Namespace, show):
-    """Our own warnings without the place in the code, which says nothing here."""
-
-    def shown(message, category, *place):
-        if issubclass(category, CKAWarning):
-            _tell(options, str(message))
-        else:
-            show(message, category, *place)
-
-    return shown
-
-
-def _tell(options: argparse.Namespace, text: str) -> None:
-    if not options.silent:
-        print(f"fastcka: {text}", file=sys.stderr)

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from torch.utils.data import DistributedSampler
+
 from fastcka.data.images import ImageBatches
-from fastcka.data.loaders import length
+from fastcka.data.loaders import length, sampler
 from fastcka.data.pairing import Paired
 from fastcka.distributed import Share
 from fastcka.streaming import BLOCKS
@@ -110,8 +112,22 @@ class Course:
                 "multiple of `n`, or leave it out"
             )
         parts = 1 if self.n is None else size // self.n
-        # A CKA batch is a block as long as there are enough; then a batch of the data is.
-        self.blocks = 1 if parts * (self._lengths[0] or 1) > BLOCKS else parts
+        # A CKA batch is a block as long as there are enough; then a batch of the data is. Where it
+        # is not known how many there will be, a power of two: block 256 is block 0 again.
+        known = self._lengths[0]
+        if known is None:
+            self.blocks = min(BLOCKS, 1 << (parts.bit_length() - 1))
+        else:
+            self.blocks = 1 if parts * known > BLOCKS else parts
+
+    def check_shared(self) -> None:
+        """Every process must be given all of the data."""
+        for loader in self.loaders:
+            if isinstance(sampler(loader), DistributedSampler):
+                raise ValueError(
+                    "`data` has a DistributedSampler, which gives each process other batches; give "
+                    "all of them to every process: they are dealt out here"
+                )
 
     def slices(self, size: int) -> list[slice]:
         """The CKA batches of a batch of so many images."""

@@ -2,6 +2,7 @@
 
 import datetime
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch.distributed as dist
@@ -9,7 +10,7 @@ import torch.distributed as dist
 from fastcka.streaming import BLOCKS
 
 # How long one process waits at the end for the others: they have all but equal work.
-PATIENCE = datetime.timedelta(minutes=30)
+PATIENCE = datetime.timedelta(hours=2)
 
 
 class Share(NamedTuple):
@@ -70,5 +71,10 @@ def shared() -> Share:
             "torch.distributed.init_process_group first"
         )
     # What is added up at the end lies on the CPU, wherever the models run.
-    group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
-    return Share(dist.get_rank(), dist.get_world_size(), group)
+    return Share(dist.get_rank(), dist.get_world_size(), _on_cpu(dist.group.WORLD))
+
+
+@lru_cache(maxsize=1)
+def _on_cpu(world: dist.ProcessGroup) -> dist.ProcessGroup:
+    """A group that exchanges what lies on the CPU, made once."""
+    return world if dist.get_backend(world) == "gloo" else dist.new_group(backend="gloo")

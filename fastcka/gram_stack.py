@@ -78,8 +78,12 @@ class GramStack:
                 raise _two_devices(row.layers[0], row.packed.device, stack.packed.device)
             for name in ("packed", "diagonal", "row_sums", "summary", "eps"):
                 getattr(stack, name)[index] = getattr(row, name)[0]
-        stack._missing.clear()
-        return stack
+        return stack.as_filled()
+
+    def as_filled(self) -> "GramStack":
+        """The same, when its tensors were filled in from outside."""
+        self._missing.clear()
+        return self
 
     @property
     def measure(self) -> tuple:

@@ -35,16 +35,29 @@ class Interrupts:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     @contextmanager
-    def after(self) -> Iterator[None]:
-        """Let a signal wait until the block is done."""
+    def after(self, heed: bool = True) -> Iterator[None]:
+        """Let signals wait until the block is done; then, without `heed`, forget them.
+
+        Among them the death of a child, on which DataLoaders raise an error wherever the main
+        thread is.
+        """
+        children = self._before and hasattr(signal, "SIGCHLD")
+        handler = signal.getsignal(signal.SIGCHLD) if children else None
+        died = []
+        if callable(handler):
+            signal.signal(signal.SIGCHLD, lambda number, frame: died.append(number))
         self._waiting = True
         try:
             yield
         finally:
             self._waiting = False
             came, self._came = self._came, None
-        if came is not None:
+            if callable(handler):
+                signal.signal(signal.SIGCHLD, handler)
+        if heed and came is not None:
             self._act(came, None)
+        if heed and died:
+            handler(died[0], None)
 
     def _handle(self, number: int, frame) -> None:
         if self._waiting:

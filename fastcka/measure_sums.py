@@ -29,11 +29,11 @@ class MeasureSums:
         for name in names:
             if name in OF_PAIRS:
                 for i, (a, b) in enumerate(self.pairs):
-                    self._sums[f"{name}.{i}"] = torch.zeros(size[a], size[b], **new)
+                    # Of each cell, n times its value, and n where it has one.
+                    self._sums[f"{name}.{i}"] = torch.zeros(2, size[a], size[b], **new)
             else:
                 for i, model in enumerate(self.models):
-                    self._sums[f"{name}.{i}"] = torch.zeros(size[model], **new)
-        self._weights = torch.zeros(len(self.names), **new)
+                    self._sums[f"{name}.{i}"] = torch.zeros(2, size[model], **new)
 
     def of(self, stacks: Mapping[str, GramStack], n: int) -> dict[str, torch.Tensor]:
         """What one batch adds; nothing is added yet."""
@@ -41,42 +41,35 @@ class MeasureSums:
         if not names:
             return {}
         k = {model: grams(stack) for model, stack in stacks.items()}
-        found = {"weights": torch.tensor([n * (name in names) for name in self.names])}
+        found = {}
         for name in names:
             if name in OF_PAIRS:
                 vectors = {model: OF_PAIRS[name](one) for model, one in k.items()}
                 for i, (a, b) in enumerate(self.pairs):
-                    found[f"{name}.{i}"] = n * (vectors[a] @ vectors[b].T)
+                    found[f"{name}.{i}"] = _weighted(vectors[a] @ vectors[b].T, n)
             else:
                 for i, model in enumerate(self.models):
-                    found[f"{name}.{i}"] = n * OF_LAYERS[name](k[model])
+                    found[f"{name}.{i}"] = _weighted(OF_LAYERS[name](k[model]), n)
         return found
 
     def add(self, found: Mapping[str, torch.Tensor]) -> None:
         """Add what `of` returned, or `tensors` of another."""
         for name, value in found.items():
-            if name == "weights":
-                self._weights = self._weights + value
-            else:
-                here = self._sums[name]
-                self._sums[name] = here.to(value.device) + value
+            self._sums[name] = self._sums[name].to(value.device) + value
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        if not self.names:
-            return {}
-        return {"weights": self._weights} | {k: v.cpu() for k, v in self._sums.items()}
+        return {name: value.cpu() for name, value in self._sums.items()}
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        if self.names:
-            self._weights = tensors["weights"].clone()
-            self._sums = {name: tensors[name].clone() for name in self._sums}
+        self._sums = {name: tensors[name].clone() for name in self._sums}
 
     def results(
         self, a: str, b: str, without_a: np.ndarray, without_b: np.ndarray
     ) -> dict[str, np.ndarray]:
         """The means of a pair of models: [L, M] by name; of a measure of layers, [L] and [M].
 
-        NaN for layers without a value, masks [L] and [M], and where no batch was large enough.
+        NaN for layers without a value, masks [L] and [M], and where no batch has one: it was too
+        small, or a layer constant in it.
         """
         found = {}
         for name in self.names:
@@ -90,5 +83,11 @@ class MeasureSums:
         return found
 
     def _mean(self, name: str, place: int) -> np.ndarray:
-        weight = self._weights[self.names.index(name)].item()
-        return self._sums[f"{name}.{place}"].cpu().numpy() / (weight or np.nan)
+        total, examples = self._sums[f"{name}.{place}"].cpu().numpy()
+        return total / np.where(examples > 0, examples, np.nan)
+
+
+def _weighted(value: torch.Tensor, n: int) -> torch.Tensor:
+    """n times the value and n; 0 and 0 of what is not defined in this batch: a dead layer, say."""
+    there = torch.isfinite(value)
+    return torch.stack([torch.where(there, n * value, 0.0), n * there.to(value.dtype)])

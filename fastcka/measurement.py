@@ -2,8 +2,8 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -14,6 +14,7 @@ from fastcka.capture.matching import few
 from fastcka.checkpoint import Checkpoint, difference
 from fastcka.course import Course
 from fastcka.distributed import Share
+from fastcka.fingerprints import Measured
 from fastcka.gram_stack import GramStack
 from fastcka.interrupts import Interrupts
 from fastcka.options import check_whole_number
@@ -36,9 +37,13 @@ def measure(
     many: bool,
     checkpoint: Checkpoint | None,
     share: Share,
+    watch: Callable[[object, list[slice], list], None] | None = None,
     **options,
 ) -> CKAResult | CKAResults:
-    """Run the models over the data; `options` are those of `MinibatchCKA`."""
+    """Run the models over the data; `options` are those of `MinibatchCKA`.
+
+    `watch` is given each batch, its parts, and the Gram matrices of each, by model.
+    """
     if n is not None:
         check_whole_number("n", n, SMALLEST_BATCH)
     check_whole_number("passes", passes, 1)
@@ -47,32 +52,48 @@ def measure(
     account = Account(participants, course)
     state = _State(participants, course, account, sums, checkpoint)
     _warn(account.before)
-    try:
-        with ExitStack() as stack:
-            interrupts = stack.enter_context(Interrupts())
-            state.begin(options)
-            for participant in participants:
-                stack.enter_context(participant.ready())
-            for turn, number, batch in course.batches(sums.examples, progress):
-                inputs = sums.inputs(batch)
-                parts = course.slices(_common_size(inputs))
-                stacks = sums.stacks(inputs, parts, number)
-                with interrupts.after():
-                    sums.add(parts, stacks, partial(course.index, number))
-                    account.see(batch, parts)
-                    course.done(turn, number)
-                state.save_if_due()
-            state.save()
+    with Interrupts() as interrupts:
+        try:
+            with interrupts.after():
+                state.begin()
+            with ExitStack() as stack:
+                for participant in participants:
+                    stack.enter_context(participant.ready())
+                for turn, number, batch in course.batches(sums.examples, progress):
+                    inputs = sums.inputs(batch)
+                    parts = course.slices(_common_size(inputs))
+                    stacks = sums.stacks(inputs, parts, number)
+                    if watch is not None:
+                        watch(batch, parts, stacks)
+                    with interrupts.after(), state.changing():
+                        sums.add(parts, stacks, partial(course.index, number))
+                        account.see(batch, parts)
+                        course.done(turn, number)
+                    state.save_if_due()
+            with interrupts.after():
+                state.save()
             state.gather()
-    except BaseException as error:
-        if sums.accumulator is not None:  # hours may be behind us
-            state.save()
-            error.partial = _returned(account.explain(sums.results()), many)
-        raise
+        except BaseException as error:
+            with interrupts.after(heed=False):  # we are ending already
+                _keep(error, state, sums, account, many)
+            raise
     results = account.explain(sums.results())
     told = dict.fromkeys(told for each in results.values() for told in each.warnings)
     _warn([message for message in told if message not in account.before])
     return _returned(results, many)
+
+
+def _keep(
+    error: BaseException, state: "_State", sums: "_Sums", account: Account, many: bool
+) -> None:
+    """What was measured until an error: hours may be behind us."""
+    if sums.accumulator is None:
+        return
+    try:
+        error.partial = _returned(account.explain(sums.results()), many)
+        state.save()
+    except Exception as failure:  # the first error is the one to be told
+        error.add_note(f"what was measured until then could not be kept: {failure}")
 
 
 def _returned(results: dict[tuple[str, ...], CKAResult], many: bool) -> CKAResult | CKAResults:
@@ -93,17 +114,20 @@ class _State:
         self.participants, self.course, self.account = participants, course, account
         self.sums, self.checkpoint = sums, checkpoint
         self._identity: dict = {}
+        self._whole = True  # False where an error came in the middle of adding up
 
-    def begin(self, options: dict) -> None:
+    def begin(self) -> None:
         """See that all processes compare the same, and go on from what was saved."""
         if not self.course.watched:
             return
         share = self.course.share
+        if share.ranks > 1:
+            self.course.check_shared()
         self._identity = {
             "schema": SCHEMA,
             "models": {p.label: p.identity() for p in self.participants},
             **self.account.identity(),
-            **{name: None if value is None else str(value) for name, value in options.items()},
+            **self.sums.identity(),
             "n": self.course.n,
             "passes": self.course.passes,
             "autocast": autocast_name(self.participants[0].autocast),
@@ -137,13 +161,20 @@ class _State:
             self.account.merge(plain["account"])
             self.account.resumed(plain["sums"]["counts"])
 
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Around all that a batch changes, which is saved together or not at all."""
+        self._whole = False
+        yield
+        self._whole = True
+
     def save_if_due(self) -> None:
         if self.checkpoint is not None and self.checkpoint.due():
             self.save()
 
     def save(self) -> None:
         """Save what was measured; not where an error came in the middle of adding up."""
-        if self.checkpoint is None or self.sums.accumulator is None or not self.sums.whole:
+        if self.checkpoint is None or self.sums.accumulator is None or not self._whole:
             return
         sums, tensors = self.sums.state()
         plain = {
@@ -159,6 +190,7 @@ class _State:
         share = self.course.share
         if share.ranks == 1:
             return
+        self.checkpoint = None  # it holds this process's own; from here on there is more
         own = (self.course.seen(), self.account.state(), self.sums.state())
         everyone = share.everyone(own)
         if len({seen for seen, *_ in everyone}) > 1:
@@ -173,20 +205,22 @@ class _State:
 
 
 class _Sums:
-    """The accumulator of a comparison, made when the first batch has shown the layers.
-
-    Attributes:
-        whole: False where an error came in the middle of adding up.
-    """
+    """The accumulator of a comparison, made when the first batch has shown the layers."""
 
     def __init__(self, participants: list[Participant], many: bool, options: dict):
         self.participants, self.many, self.options = participants, many, options
         # Names no layer, but checks the options before any model runs.
-        self.stack_options = MinibatchCKA(["any"], **options).stack_options
+        self._any = MinibatchCKA(["any"], **options)
+        self.stack_options = self._any.stack_options
         self.accumulator: MinibatchCKA | None = None
         self.left_out: list[int] = []  # sizes of the parts that are too small
-        self.whole = True
         self._devices: dict[str, torch.device] = {}  # where the activations of a model are
+
+    def identity(self) -> dict:
+        """The options, whatever way they were written."""
+        config = self._any.state_dict()["config"]
+        known = {name: config[name] for name in config if name not in ("layers", "pairs", "schema")}
+        return known | {"backend": self._any.backend}
 
     def inputs(self, batch) -> dict[str, Inputs]:
         return {p.label: p.inputs(batch) for p in self.participants}
@@ -222,20 +256,20 @@ class _Sums:
         index: Callable[[int], int],
     ) -> None:
         """Add the parts of a batch, a CKA batch each, each under the index of its place."""
-        self.whole = False
         for place, (part, filled) in enumerate(zip(parts, stacks, strict=True)):
             if filled is None:
                 self.left_out.append(_size(part))
             else:
                 # Further passes add nothing independent: they go to the blocks of the first.
                 self.accumulator.add(filled, index=index(place))
-        self.whole = True
 
     def _stacks(
         self, participant: Participant, inputs: Inputs, parts: list[slice], number: int
     ) -> list[GramStack]:
         """The filled stacks of one model, one for each part of a batch."""
         label = participant.label
+        if isinstance(participant, Measured):
+            return participant.stacks(inputs, parts, number)
         if label not in self._devices:
             return self._first_stacks(participant, inputs, parts, number)
         places = {layer: row for row, layer in enumerate(participant.capture.layers)}
@@ -301,9 +335,8 @@ class _Sums:
         """The results of all pairs, by the labels of the models."""
         accumulator = self.accumulator
         if accumulator is None:
-            accumulator = MinibatchCKA(["any"], **self.options)  # says that there is nothing
-        else:
-            accumulator = copy.copy(accumulator)  # more may follow
+            accumulator = self._any  # says that there is nothing
+        accumulator = copy.copy(accumulator)  # more may follow
         for size in self.left_out:
             accumulator.skip(size)
         with warnings.catch_warnings():  # they are told once, with what the hooks have seen

@@ -1,7 +1,8 @@
 """What stands beside CKA, from the same Gram matrices: distances, neighbours, spectra.
 
 Each is taken within a batch of n examples and averaged over the batches, n to n. Unlike HSIC_1 they
-depend on n: compare numbers of equal n alone.
+depend on n: compare numbers of equal n alone. Distances and cosines are those of the rows less the
+mean row of the batch; of a Gaussian Gram matrix, of the points that it stands for.
 """
 
 from collections.abc import Callable, Sequence
@@ -74,16 +75,24 @@ def cknna(k: torch.Tensor) -> torch.Tensor:
 
 def participation_ratio(k: torch.Tensor) -> torch.Tensor:
     """(Σλ)²/Σλ² of the centred Gram matrix, [L]."""
+    k = _centred(k)
     return k.diagonal(dim1=1, dim2=2).sum(1) ** 2 / k.square().sum((1, 2))
 
 
 def effective_rank(k: torch.Tensor) -> torch.Tensor:
-    """exp of the entropy of the eigenvalues' shares [Roy & Vetterli 2007], [L]; NaN stays NaN."""
+    """exp of the entropy of the eigenvalues' shares, [L]; NaN stays NaN."""
+    k = _centred(k)
     finite = torch.isfinite(k).all(2).all(1)
     share = torch.linalg.eigvalsh(torch.where(finite[:, None, None], k, 0.0)).clamp(min=0)
     share = share / share.sum(1, keepdim=True)
     rank = torch.exp(-torch.special.xlogy(share, share).sum(1))
     return torch.where(finite, rank, torch.nan)
+
+
+def _centred(k: torch.Tensor) -> torch.Tensor:
+    """H k H: a linear Gram matrix is that already, but for rounding; a Gaussian one is not."""
+    k = k - k.mean(1, keepdim=True)
+    return k - k.mean(2, keepdim=True)
 
 
 def _cosines(k: torch.Tensor) -> torch.Tensor:
@@ -118,8 +127,9 @@ NEED_NEIGHBOURS = ("mutual_knn", "cknna")
 
 
 def check_names(names: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+    if isinstance(names, str):
         raise TypeError(f"`also` must be a list of names, but is {names!r}")
+    names = tuple(names)
     known = [*OF_PAIRS, *OF_LAYERS]
     for name in names:
         if name not in known:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from fastcka.checkpoint import states
+
 LOCK = ".lock"
 
 
@@ -15,7 +17,7 @@ def output_folder(
     default: Path,
     *,
     result: str,
-    states: str,
+    state: str,
     overwrite: bool = False,
     resume: bool = False,
 ) -> Iterator[Path]:
@@ -24,7 +26,7 @@ def output_folder(
     Args:
         given: by the user; None takes `default`, or the first free of default-2, default-3, ….
         result: name of the file that shows a finished run.
-        states: pattern of the files that show an unfinished one.
+        state: of the file that shows an unfinished one, or of one for each of its processes.
         overwrite: replace what is there. resume: take the folder of an unfinished run.
 
     Raises:
@@ -36,22 +38,20 @@ def output_folder(
         return (folder / result).exists()
 
     def unfinished(folder: Path) -> bool:
-        return any(folder.glob(states))
+        return bool(states(folder / state))
+
+    def taken(folder: Path) -> bool:
+        return _locked(folder) or (not resume if unfinished(folder) else finished(folder))
 
     if given is None:
         more = (default.with_name(f"{default.name}-{number}") for number in itertools.count(2))
         places = itertools.chain([default], more)
         if not overwrite:
-            places = itertools.dropwhile(
-                lambda place: (
-                    finished(place) or _locked(place) or (unfinished(place) and not resume)
-                ),
-                places,
-            )
+            places = itertools.dropwhile(taken, places)
         folder = next(places)
     else:
         folder = Path(given)
-        if finished(folder) and not overwrite:
+        if finished(folder) and not overwrite and not (resume and unfinished(folder)):
             raise ValueError(
                 f"{folder / result} is there already: give another --output, or add --overwrite"
             )
@@ -64,7 +64,7 @@ def output_folder(
     try:
         with _lock(folder):
             if overwrite and not resume:
-                for left in folder.glob(states):
+                for *_, left in states(folder / state):
                     left.unlink()
             yield folder
     finally:
@@ -109,6 +109,8 @@ def _lock(folder: Path) -> Iterator[None]:
             raise ValueError(
                 f"another run is writing to {folder}: wait for it, or give another --output"
             ) from None
+        except OSError:  # a file system without locks, as some of clusters
+            pass
         try:
             yield
         finally:

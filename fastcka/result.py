@@ -37,9 +37,11 @@ class CKAResult:
             [L] and [M] of layers, as name_a and name_b. Within a batch of n examples, which all
             depend on: "rsa_cosine" and "rsa_correlation", of the squared distances of all pairs of
             examples; "mutual_knn", the share of the 10 nearest by cosine that two layers have in
-            common, 10/(n−1) by chance, and "cknna", CKA among these [Huh et al. 2024];
-            "participation_ratio" (Σλ)²/Σλ² and "effective_rank" exp(entropy) of the eigenvalues of
-            the centred Gram matrix, n − 1 at most. Batches of up to 10 have no neighbours.
+            common, 10/(n−1) by chance, and "cknna", CKA among these, as [Huh et al. 2024] but of
+            rows less the mean of the batch; "participation_ratio" (Σλ)²/Σλ² and "effective_rank"
+            exp(entropy) of the eigenvalues of the centred Gram matrix, n − 1 at most. Batches of up
+            to 10 have no neighbours, and where a layer is constant in a batch, that batch does not
+            count for it.
     """
 
     cka: np.ndarray
@@ -120,7 +122,8 @@ class CKAResult:
         """How likely so large a CKA is where layers are unrelated: (1 + #{null >= cka})/(K + 1).
 
         Each pair of layers for itself; `p_value_of` takes a search over layers into account.
-        Exact where the images are independent and the data were read once.
+        Exact where the images are independent and the data were read once. Of a model with itself
+        the diagonal means nothing.
 
         Returns:
             [L, M], from 1/(K + 1) to 1; NaN where CKA is.
@@ -132,6 +135,8 @@ class CKAResult:
 
     def p_value_of(self, statistic: Callable[[np.ndarray], float]) -> float:
         """How likely so large a number made of all cells is by chance, such as `numpy.nanmax`.
+
+        Of a model with itself take a statistic that leaves the diagonal out.
 
         >>> import fastcka, numpy, torch
         >>> cka = fastcka.MinibatchCKA(["x"], ["y"], permutations=99)
@@ -151,7 +156,8 @@ class CKAResult:
             [L, M], from 0 to 1; NaN where CKA is.
 
         Raises:
-            ValueError: `calibrate` was not asked for, or `level` is not between 0 and 1.
+            ValueError: `calibrate` was not asked for, or with too few permutations for `level`,
+                19 for 0.05; `level` is not between 0 and 1.
         """
         _check_level(level)
         return permutation.calibrated(self.cka, self._chance(), level)
@@ -190,8 +196,7 @@ class CKAResult:
             ValueError: the file is damaged, from a newer fastcka, or holds no single result.
         """
         with array_file.understood(path):
-            (fields,) = array_file.read(path, "CKAResult")
-            return cls._from_file(fields)
+            return cls._from_file(array_file.read(path, "CKAResult")[0])
 
     @classmethod
     def _from_file(cls, fields: dict) -> "CKAResult":

@@ -63,10 +63,11 @@ class MinibatchCKA:
             CKA by 2e-4 at most, bf16 by 1e-3.
         permutations: how often the images of the second model are put in random order, to learn
             what CKA would be by chance; 0 does not. Costs about as many times the products of all
-            pairs, and 8 bytes a pair each.
+            pairs, and 8 bytes a pair each. The orders are a function of the number of the batch and
+            its size. Give every image once: one that comes again makes p-values too small.
         also: measures beside CKA, from the same Gram matrices: "rsa_cosine", "rsa_correlation",
             "mutual_knn", "cknna" of pairs of layers, "participation_ratio", "effective_rank" of
-            layers; see `CKAResult.also`. They need n³ flop and 8·n² bytes a layer at most.
+            layers; see `CKAResult.also`. They need n³ flop and some 32·n² bytes a layer.
         backend: "native" or "torch"; None picks, see `fastcka info`.
 
     Raises:
@@ -232,12 +233,10 @@ class MinibatchCKA:
 
     def _null_of(self, stacks: Mapping[str, GramStack], n: int, number: int) -> dict:
         """The weighted HSICs of one batch in random orders."""
+        packed = {model: stack.packed for model, stack in stacks.items()}
         options = (n, self.estimator, self.permutations, number, self.backend)
-        return {
-            (a, b): self._weights(n)[1]
-            * permuted_products(stacks[a].packed, stacks[b].packed, *options)
-            for a, b in self._pairs
-        }
+        null = permuted_products(packed, self._pairs, *options)
+        return {pair: value.mul_(self._weights(n)[1]) for pair, value in null.items()}
 
     def _add_null(self, null: Mapping[tuple[str, str], torch.Tensor]) -> None:
         for pair, value in null.items():
@@ -325,8 +324,10 @@ class MinibatchCKA:
         """All that `load_state_dict` needs, as tensors and plain values under fixed names."""
         blocks = sorted(self._blocks.items())
         tensors = {
-            "block": torch.tensor([where for where, _ in blocks], dtype=torch.int64),
-            "weight": torch.tensor([block.weight for _, block in blocks], dtype=torch.float64),
+            "block": torch.tensor([w for w, _ in blocks], dtype=torch.int64, device="cpu"),
+            "weight": torch.tensor(
+                [block.weight for _, block in blocks], dtype=torch.float64, device="cpu"
+            ),
         }
         for i, pair in enumerate(self._pairs):
             tensors[f"pair.{i}"] = [block.pairs[pair] for _, block in blocks]
@@ -509,14 +510,18 @@ class MinibatchCKA:
             n_batches=self.n_batches,
             warnings=tuple(told),
             meta=meta,
-            null=self._by_chance(a, b, total) if self.permutations else None,
+            null=self._by_chance(a, b, total, *without) if self.permutations else None,
             also=self._measures.results(a, b, *without),
         )
 
-    def _by_chance(self, a: str, b: str, total: Sums) -> np.ndarray:
+    def _by_chance(
+        self, a: str, b: str, total: Sums, without_a: np.ndarray, without_b: np.ndarray
+    ) -> np.ndarray:
         """[K, L, M]. The HSIC of a layer with itself does not see the order of the examples."""
         orders = self._null[a, b].cpu().numpy()
-        return np.stack([ratio(total._replace(ab=one)) for one in orders])
+        null = np.stack([ratio(total._replace(ab=one)) for one in orders])
+        null[:, without_a] = null[:, :, without_b] = np.nan
+        return null
 
 
 def _where_it_ran(device: torch.device, backend: str | None) -> dict:

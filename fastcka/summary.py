@@ -54,7 +54,9 @@ def summary(result: CKAResult | CKAResults) -> dict:
             "best_matches": best_matches(one),
             "layers_a": list(one.layers_a),
             "layers_b": list(one.layers_b),
-            "cka": [[_number(value) for value in row] for row in one.cka.round(6)],
+            "cka": _matrix(one.cka),
+            **({} if one.null is None else {"p_values": _matrix(one.p_values())}),
+            "also": {name: _matrix(values) for name, values in one.also.items()},
         }
         for one in pairs.values()
     ]
@@ -98,6 +100,8 @@ def in_words(result: CKAResult | CKAResults) -> str:
             continue
         error = "" if row["stderr"] is None else f" ± {row['stderr']:.3f}"
         lines.append(f"  {row['layer']:<{wide}}  {row['cka']:.3f}{error}  {row['match']}")
+    if result.null is not None:
+        lines.append(_chance(result))
     if step > 1:
         lines.append(f"  one layer in {step}; all are in the files")
     return "\n".join(lines)
@@ -120,11 +124,26 @@ def _between(results: CKAResults) -> str:
     return "\n".join(lines)
 
 
+def _chance(result: CKAResult) -> str:
+    p = result.p_values()
+    if len(result.models) == 1:
+        p = p[np.tril_indices(len(p), -1)]
+    p = p[np.isfinite(p)]
+    return f"  p <= 0.05 in {np.count_nonzero(p <= 0.05)} of {p.size} pairs of layers"
+
+
 def _errors(result: CKAResult) -> str:
     blocks = result.meta["n_blocks"]
     if blocks < 2:
         return " (one batch has no standard errors)"
     return " ± standard error" + (f", rough from {blocks} batches" if blocks < ENOUGH else "")
+
+
+def _matrix(values: np.ndarray) -> list:
+    """With six digits; also a vector."""
+    if values.ndim == 1:
+        return [_number(value) for value in values.round(6)]
+    return [_matrix(row) for row in values]
 
 
 def _number(value: float) -> float | None:

@@ -29,11 +29,17 @@ class Trail:
     def see(self, batch) -> None:
         """Take the next batch; what it holds beside tensors is not looked at."""
         seen = hashlib.sha256(self.digest.encode())
-        for x in tensors(batch):
+        found = list(tensors(batch))
+        if not found:
+            raise TypeError(
+                f"a batch holds no tensors, but {type(batch).__name__}: whether it is the same "
+                "when it is read again could not be told; give batches with tensors"
+            )
+        for x in found:
             seen.update(f"{list(x.shape)} {x.dtype}".encode())
-            rows = x.detach().reshape(len(x), -1) if x.ndim else x.detach().reshape(1, 1)
-            some = rows[:, :: max(1, rows.shape[1] // LOOKED_AT)]
-            seen.update(value_bytes(some))
+            if x.numel():
+                rows = x.detach().reshape(len(x) if x.ndim else 1, -1)
+                seen.update(value_bytes(rows[:, :: max(1, rows.shape[1] // LOOKED_AT)]))
         self.digest = seen.hexdigest()
 
 

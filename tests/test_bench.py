@@ -433,6 +433,25 @@ def test_a_peer_that_is_missing_or_fails_has_a_row_that_says_why(whole):
     assert row["median_us"] is None
 
 
+def test_growth_is_measured_and_its_exponent_is_that_of_the_power_law(bench, tmp_path):
+    scaling, path = bench("scaling"), tmp_path / "rows.jsonl"
+    with contextlib.redirect_stdout(io.StringIO()):
+        scaling.main(["--smoke", "--output", str(path)])
+    rows = rows_of(path)
+    many = {row["variant"]: row for row in rows if row["op"] == "many_models"}
+    assert list(many) == ["one_pass", "three_runs", "at_least", "forward"]
+    assert {row["layers"] for row in many.values()} == {12}
+    grown = [(row["op"], row["n"], row["p"], row["layers"]) for row in rows[4:]]
+    assert grown == [
+        *(("scaling_images", n, 3072, 24) for n in (64, 128, 256)),
+        *(("scaling_features", 64, p, 24) for p in (512, 1024, 2048)),
+        *(("scaling_layers", 64, 768, layers) for layers in (8, 16, 32)),
+    ]
+    assert all(row["median_us"] > 0 for row in rows)
+    assert rows[-1]["note"].startswith("grows as layers to the power of ")
+    assert scaling.exponent({1: 3.0, 10: 300.0, 100: 30_000.0}) == pytest.approx(2)
+
+
 def test_a_worker_computes_nothing_unasked(bench):
     events = []
 

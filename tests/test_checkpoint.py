@@ -20,6 +20,8 @@ import fastcka
 from fastcka import CKAWarning
 from fastcka.checkpoint import Checkpoint
 from fastcka.data import ImageBatches, write_images
+from fastcka.distributed import Share
+from fastcka.measurement import _Sums
 from fastcka.trail import Trail
 
 ARRAYS = ("cka", "stderr", "hsic_ab", "hsic_aa", "hsic_bb")
@@ -95,7 +97,7 @@ def test_a_stopped_comparison_goes_on_to_the_same_bits(path, name, count):
     stopped(path, data, count, **options)
     found = compare(path, data, **options)
     assert_same_bits(found, expected)
-    assert found.meta["resumed"] == [count * (2 if "n" in options else 1)]
+    assert found.meta["resumed"] == count * (2 if "n" in options else 1)
 
 
 def test_what_is_behind_is_not_run_again(path):
@@ -118,7 +120,7 @@ def test_a_comparison_can_be_stopped_more_than_once(path):
         stopped(path, data, count)
     found = compare(path, data)
     assert_same_bits(found, fastcka.compare(net(), data=data, layers_a="leaves"))
-    assert found.meta["resumed"] == [5]
+    assert found.meta["resumed"] == 5
 
 
 def test_several_models_go_on_too(path):
@@ -413,7 +415,42 @@ def test_a_worker_that_fails_ends_the_run_and_it_can_go_on(folder, path, monkeyp
     assert caught.value.partial.n_batches == 3
     found = compare(path, folder_batches(folder, Fails(), workers=1), **VIEW)
     assert_same_bits(found, expected)
-    assert found.meta["resumed"] == [3]
+    assert found.meta["resumed"] == 3
+
+
+def test_what_cannot_be_saved_does_not_hide_the_first_error(path, monkeypatch):
+    def fails(*_):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(Checkpoint, "save", fails)
+    with pytest.raises(Stop) as caught:
+        compare(path, StopsAfter(images(40).split(10), 2))
+    assert caught.value.partial.n_batches == 2
+    assert caught.value.__notes__ == ["what was measured until then could not be kept: no room"]
+
+
+def test_what_all_processes_have_is_not_saved_as_ones_own(path, monkeypatch):
+    data = list(images(60).split(10))
+
+    class Two(Share):
+        """Alone, though it believes that there are two; the other one has nothing."""
+
+        def everyone(self, value):
+            return [value, value]
+
+    def stopped_behind(self, states):
+        load(self, states)
+        raise KeyboardInterrupt
+
+    load = _Sums.load
+    monkeypatch.setattr("fastcka.comparison.Share", Two)
+    monkeypatch.setattr("fastcka.comparison.shared", lambda: Two(0, 2))
+    monkeypatch.setattr(_Sums, "load", stopped_behind)
+    with pytest.raises(KeyboardInterrupt):
+        compare(path, data, distributed=True)
+    (state,) = path.parent.glob("state-0-of-2")
+    plain, _ = Checkpoint(state, resume=True).load()
+    assert plain["sums"]["counts"]["n_batches"] == 3
 
 
 def test_a_layer_that_turns_nan_is_named_also_after_resuming(path):
@@ -502,9 +539,11 @@ for i in range(moments):
     time.sleep(random.random() * took)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    resumed += os.path.exists(state)
+    there = os.path.exists(state)
+    resumed += there
     finish(lambda: run(state, out))
     found = fastcka.CKAResult.load(out)
+    assert ("resumed" in found.meta) == there
     for name in ("cka", "stderr", "hsic_ab", "hsic_aa", "hsic_bb"):
         assert getattr(found, name).tobytes() == getattr(expected, name).tobytes(), (i, name)
     assert found.n_batches == expected.n_batches
@@ -551,3 +590,6 @@ def test_a_trail_sees_every_example_order_and_type():
     ]
     assert len({digest(*other) for other in others} | {same}) == len(others) + 1
     assert digest(torch.tensor(3), torch.zeros(2).bool(), x.bfloat16()) != digest()
+    assert digest((x, torch.zeros(0, 4))) != digest(x)
+    with pytest.raises(TypeError, match="a batch holds no tensors, but list: whether it is"):
+        digest(["a.jpg", "b.jpg"])

@@ -1,5 +1,6 @@
 """`fastcka compare` and `fastcka list` as a user types them."""
 
+import errno
 import json
 import os
 import shutil
@@ -320,7 +321,7 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(
     ]
     assert np.array_equal(results[0].cka, results[1].cka)
     assert np.array_equal(results[0].stderr, results[1].stderr)
-    assert results[1].meta["resumed"] == [2]
+    assert results[1].meta["resumed"] == 2
     assert sorted(os.listdir(tmp_path / "cut")) == sorted(os.listdir(tmp_path / "whole"))
 
 
@@ -338,13 +339,65 @@ def test_an_unfinished_run_is_passed_over_or_resumed_or_replaced(
     assert (first / STATE).exists()
     assert (second / "result.safetensors").exists()
     assert main([*usual, "--resume"]) == 0
-    assert fastcka.CKAResult.load(first / "result.safetensors").meta["resumed"] == [1]
+    assert fastcka.CKAResult.load(first / "result.safetensors").meta["resumed"] == 1
     capsys.readouterr()
     assert main([*usual, "--resume"]) == 0
     assert "there is nothing to resume in" in capsys.readouterr().err
     shutil.copy(second / "result.safetensors", second / STATE)
     assert main([*usual, "--output", str(second), "--overwrite"]) == 0
     assert not (second / STATE).exists()
+
+
+def test_who_always_resumes_is_told_when_all_is_done(images, tmp_path, capsys):
+    compare(CNN, "--resume", images=images, output=tmp_path)
+    assert "there is nothing to resume in" in capsys.readouterr().err
+    before = (tmp_path / "result.safetensors").read_bytes()
+    compare(CNN, "--resume", images=images, output=tmp_path)
+    assert f"there is nothing to resume: {tmp_path} is finished" in capsys.readouterr().err
+    assert (tmp_path / "result.safetensors").read_bytes() == before
+
+
+def test_a_run_that_was_killed_while_it_cleaned_up_is_finished_by_resuming(
+    images, tmp_path, interrupted_after, monkeypatch
+):
+    interrupted_after(2)
+    compare(CNN, images=images, output=tmp_path, expect=130)
+    monkeypatch.undo()
+    (tmp_path / "result.safetensors").write_bytes(b"written before the state was removed")
+    compare(CNN, "--resume", images=images, output=tmp_path)
+    assert fastcka.CKAResult.load(tmp_path / "result.safetensors").meta["resumed"] == 2
+    assert STATE not in os.listdir(tmp_path)
+
+
+def test_files_of_the_user_beside_a_state_stay(images, tmp_path):
+    (tmp_path / "state_dict.pth").write_bytes(b"weights")
+    (tmp_path / "state").mkdir()
+    compare(CNN, images=images, output=tmp_path)
+    compare(CNN, "--overwrite", images=images, output=tmp_path)
+    assert {"state_dict.pth", "state", "result.safetensors"} <= set(os.listdir(tmp_path))
+
+
+def test_states_of_another_number_of_processes_are_refused_and_stay(
+    images, tmp_path, interrupted_after, monkeypatch, capsys
+):
+    interrupted_after(2)
+    compare(CNN, images=images, output=tmp_path, expect=130)
+    monkeypatch.undo()
+    other = tmp_path / "state-0-of-2.safetensors"
+    os.rename(tmp_path / STATE, other)
+    compare(CNN, "--resume", images=images, output=tmp_path, expect=1)
+    assert "is of process 0 of 2, but there are 1 now; start as many" in capsys.readouterr().err
+    assert other.exists()
+
+
+def test_a_file_system_without_locks_is_no_obstacle(images, tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def none(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    compare(CNN, images=images, output=tmp_path)
 
 
 def test_two_runs_do_not_write_to_one_folder(images, tmp_path, monkeypatch, capsys):
@@ -383,12 +436,13 @@ def test_a_signal_leaves_what_can_be_gone_on_from(signals, code, images, tmp_pat
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     assert "Traceback" not in err
+    assert (tmp_path / "partial.safetensors").exists()
     assert main([*arguments, "--resume"]) == 0
     whole = tmp_path / "whole"
     assert main([*arguments, "--output", str(whole)]) == 0
     results = [fastcka.CKAResult.load(d / "result.safetensors") for d in (tmp_path, whole)]
     assert np.array_equal(results[0].cka, results[1].cka)
-    assert 1 <= results[0].meta["resumed"][0] < 300
+    assert 1 <= results[0].meta["resumed"] < 300
 
 
 def test_threads_are_set_and_recorded(images, tmp_path):

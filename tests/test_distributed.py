@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from networks import images, net
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import fastcka
 from fastcka.course import Course
@@ -64,6 +65,7 @@ from fastcka import distributed
 from torch.utils.data import DataLoader, TensorDataset
 sys.path.insert(0, sys.argv[1])
 from networks import images, net
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from test_distributed import CASES, folder_batches
 torch.distributed.init_process_group("gloo")
 rank, out = torch.distributed.get_rank(), sys.argv[2]
@@ -201,7 +203,28 @@ def test_several_processes_go_on_where_they_stopped(launched, one_thread):
     for rank in (0, 1):
         found = fastcka.CKAResult.load(launched / f"resumed-{rank}")
         assert_same_numbers(found, expected)
+        assert found.meta["resumed"] == [3, 2][rank]
         assert (launched / f"state-{rank}-of-2.safetensors").exists()
+
+
+def test_a_sampler_that_deals_out_images_is_refused_before_anything_runs():
+    data = TensorDataset(images(40))
+    loader = DataLoader(data, 10, sampler=DistributedSampler(data, 2, 0))
+    with pytest.raises(ValueError, match="`data` has a DistributedSampler, which gives each proce"):
+        Course(loader, None, 1, Share(0, 2), watched=True).check_shared()
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 7, 300])
+def test_the_blocks_of_data_of_unknown_length_go_to_one_process_too(parts):
+    course = Course(iter([torch.zeros(4 * parts, 1)] * 600), 4, 1, Share(), watched=True)
+    assert len(list(course.batches(len, progress=False))) == 600
+    for ranks in (2, 3):
+        owners = {}
+        for number in range(600):
+            (owner,) = (r for r in range(ranks) if Share(r, ranks).has(number, course.blocks))
+            for part in range(parts):
+                owners.setdefault(course.index(number, part) % BLOCKS, set()).add(owner)
+        assert all(len(owner) == 1 for owner in owners.values())
 
 
 def test_one_process_alone_is_told_how_to_start_several():

@@ -42,6 +42,29 @@ def test_an_error_in_a_step_comes_before_a_signal_that_waits():
         raise ValueError("in the step")
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="children do not signal here")
+def test_what_a_loader_raises_when_a_child_dies_waits_too():
+    def fails(number, frame):
+        raise RuntimeError("a worker died")
+
+    before, done = signal.signal(signal.SIGCHLD, fails), []
+    try:
+        with pytest.raises(RuntimeError, match="a worker died"), Interrupts() as interrupts:  # noqa: PT012
+            with interrupts.after():
+                signal.raise_signal(signal.SIGCHLD)
+                done.append("step")
+            done.append("behind it")
+        assert done == ["step"]
+        assert signal.getsignal(signal.SIGCHLD) is fails
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_signals_are_forgotten_where_all_ends_anyway():
+    with Interrupts() as interrupts, interrupts.after(heed=False):
+        signal.raise_signal(signal.SIGTERM)
+
+
 def test_the_callers_own_handler_is_called():
     came = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))

@@ -9,7 +9,7 @@ import fastcka
 from fastcka import MinibatchCKA
 from fastcka.gram_stack import GramStack
 from fastcka.maths import measures as definition
-from fastcka.maths.gram import linear
+from fastcka.maths.gram import linear, rbf
 from fastcka.measures import NEIGHBOURS, OF_LAYERS, OF_PAIRS, grams
 
 EVERY = [*OF_PAIRS, *OF_LAYERS]
@@ -78,6 +78,27 @@ def test_every_measure_is_the_mean_of_its_definition_over_batches(
         b = [mean([DEFINED[name](xs[2]) for xs in in64])]
         assert_close(also[f"{name}_a"], np.array(a), 30 * tolerance)  # values up to n
         assert_close(also[f"{name}_b"], np.array(b), 30 * tolerance)
+
+
+@pytest.mark.parametrize("name", OF_LAYERS)
+def test_spectra_of_a_gaussian_matrix_are_of_the_centred_one(name):
+    (xs,) = batches(1)
+    also = measured([xs], gram="rbf").also
+    for place, side, x in ((0, "a", xs[0]), (1, "a", xs[1]), (0, "b", xs[2])):
+        expected = DEFINED[name](x.numpy(), rbf)
+        assert also[f"{name}_{side}"][place] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_layer_that_is_dead_in_one_batch_is_measured_by_the_others():
+    data = batches(3)
+    expected = measured(data[:2]).also
+    data[2][0] = torch.zeros_like(data[2][0])
+    also = measured(data).also
+    for name in OF_PAIRS:
+        assert_close(also[name][0], expected[name][0], FLOAT64)
+        assert np.isfinite(also[name]).all()
+    for name in OF_LAYERS:
+        assert also[f"{name}_a"][0] == pytest.approx(expected[f"{name}_a"][0], abs=FLOAT64)
 
 
 def test_a_turned_and_scaled_copy_is_the_same_by_every_measure_of_pairs():

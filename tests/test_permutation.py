@@ -14,24 +14,28 @@ from fastcka.permutation import calibrated, p_value_of, p_values, permuted_produ
 
 
 @pytest.mark.parametrize("estimator", ["unbiased", "biased"])
-@pytest.mark.parametrize(("rows", "columns"), [(2, 3), (3, 2)])
-def test_permuting_the_packed_triangle_is_permuting_the_examples(estimator, rows, columns):
+def test_permuting_the_packed_triangle_is_permuting_the_examples(estimator):
     n = 9
-    xs = [torch.randn(n, 4).double() for _ in range(rows)]
-    ys = [torch.randn(n, 5).double() for _ in range(columns)]
-    a, b = (gram_finish(layers, estimator=estimator).packed for layers in (xs, ys))
-    found = permuted_products(a, b, n, estimator, 6, number=3)
-    # The orders that were drawn, found again by what they do to one-hot examples.
+    layers = {
+        name: [torch.randn(n, p).double() for p in widths]
+        for name, widths in {"a": (4, 2), "b": (5, 3, 6)}.items()
+    }
+
+    def packed(xs):
+        return gram_finish(xs, estimator=estimator).packed
+
+    before = {name: packed(xs) for name, xs in layers.items()}
+    pairs = [("a", "a"), ("a", "b"), ("b", "b")]
+    found = permuted_products(before, pairs, n, estimator, 6, number=3)
     random = np.random.default_rng((n, 3))
     for k in range(6):
         order = torch.from_numpy(random.permutation(n))
-        if rows < columns:
-            moved = gram_finish([x[order] for x in xs], estimator=estimator).packed
-            expected = moved @ b.T
-        else:
-            moved = gram_finish([y[order] for y in ys], estimator=estimator).packed
-            expected = a @ moved.T
-        assert_close(found[k], expected, FLOAT64 * float(expected.abs().max()))
+        moved = {name: packed([x[order] for x in xs]) for name, xs in layers.items()}
+        scale = FLOAT64 * float((before["a"] @ before["b"].T).abs().max())
+        assert_close(found["a", "b"][k], before["a"] @ moved["b"].T, scale)
+        within = before["b"] @ moved["b"].T
+        assert_close(found["b", "b"][k].tril(), within.tril(), scale)
+        assert torch.equal(found["b", "b"][k], found["b", "b"][k].T)
 
 
 def test_p_values_count_what_is_as_large():
@@ -42,6 +46,25 @@ def test_p_values_count_what_is_as_large():
     assert np.isnan(p_values(np.array([np.nan]), null)).all()
     cells = np.array([[[0.1, 0.9]], [[0.5, 0.2]], [[0.3, 0.3]]])  # the largest: 0.9, 0.5, 0.3
     assert p_value_of(np.max, np.array([[0.4, 0.6]]), cells) == 2 / 4
+
+
+def test_orders_that_change_nothing_count_though_they_are_rounded():
+    # Of 24 orders of 4 examples 4 leave the unbiased HSIC as it is: p is 1/6 at least.
+    x, y = torch.randn(4, 3).double(), torch.randn(4, 2).double()
+    cka = MinibatchCKA(["x"], ["y"], permutations=2000).update([x], [y])
+    result = cka.compute()
+    same = np.isclose(result.null[:, 0, 0], result.cka[0, 0], rtol=1e-9)
+    assert abs(same.mean() - 1 / 6) < 4 * np.sqrt(5 / 36 / 2000)
+    assert result.p_values()[0, 0] >= (1 + same.sum()) / 2001
+
+
+def test_too_few_orders_for_a_score_are_told():
+    null = np.random.default_rng(0).random((18, 2, 2))
+    with pytest.raises(
+        ValueError, match=r"`level` 0.05 needs 19 permutations or more, but there ar"
+    ):
+        calibrated(np.ones((2, 2)), null, 0.05)
+    assert (calibrated(np.ones((2, 2)), null, 0.1) == 1).all()
 
 
 def test_scores_begin_at_the_quantile_and_end_at_one():
@@ -97,16 +120,20 @@ def test_a_layer_with_itself_scores_one():
     assert result.p_values() == 1 / 51
 
 
-def test_chance_is_the_ratio_of_sums_over_permuted_batches():
-    xs, ys = ([torch.randn(8, p).double() for _ in range(3)] for p in (4, 5))
-    cka = MinibatchCKA(["x"], ["y"], permutations=7)
+@pytest.mark.parametrize("weighting", ["pairs", "equal"])
+@pytest.mark.parametrize("estimator", ["unbiased", "biased"])
+def test_chance_is_the_ratio_of_sums_over_permuted_batches(weighting, estimator):
+    xs, ys = ([torch.randn(n, p).double() for n in (8, 12, 5)] for p in (4, 5))
+    cka = MinibatchCKA(["x"], ["y"], permutations=7, weighting=weighting, estimator=estimator)
     for number, (x, y) in enumerate(zip(xs, ys, strict=True)):
         cka.update([x], [y], index=number)
-    orders = [np.random.default_rng((8, number)) for number in range(3)]
+    orders = [np.random.default_rng((len(x), number)) for number, x in enumerate(xs)]
     null = cka.compute().null
     for k in range(7):
-        moved = [y[random.permutation(8)] for y, random in zip(ys, orders, strict=True)]
-        expected = minibatch([x.numpy() for x in xs], [y.numpy() for y in moved])
+        moved = [y[random.permutation(len(y))] for y, random in zip(ys, orders, strict=True)]
+        expected = minibatch(
+            [x.numpy() for x in xs], [y.numpy() for y in moved], weighting, estimator
+        )
         assert null[k, 0, 0] == pytest.approx(expected, abs=FLOAT64)
 
 
@@ -129,13 +156,27 @@ def test_chance_survives_merging_saving_and_loading(tmp_path):
         merged.merge(MinibatchCKA(["x", "y"]).update(batches[0], index=9))
 
 
-def test_layers_without_a_value_have_no_p_value():
-    cka = MinibatchCKA(["x", "constant"], permutations=9)
-    cka.update([torch.randn(8, 4), torch.ones(8, 4)])
+@pytest.mark.parametrize("noise", [0.0, 1e-7])
+def test_layers_without_a_value_have_no_p_value_and_no_part_in_a_statistic(noise):
+    x, y, still = torch.randn(24, 4), torch.randn(24, 3), torch.ones(24, 4)
+    # Rounding that differs from example to example is no variation.
+    still = still + noise * torch.randint(0, 2, still.shape)
+    names = ["x", *(f"still{i}" for i in range(9))]
+    cka = MinibatchCKA(names, ["y"], permutations=99)
     with pytest.warns(fastcka.CKAWarning, match="constant"):
-        result = cka.compute()
-    assert np.isnan(result.p_values()).tolist() == [[False, True], [True, True]]
-    assert np.isnan(result.calibrated()).tolist() == [[False, True], [True, True]]
+        result = cka.update([x, *[still] * 9], [y]).compute()
+    alone = MinibatchCKA(["x"], ["y"], permutations=99).update([x], [y]).compute()
+    assert np.isnan(result.p_values())[:, 0].tolist() == [False] + 9 * [True]
+    assert np.isnan(result.calibrated())[:, 0].tolist() == [False] + 9 * [True]
+    for statistic in (np.nanmax, np.nanmean):
+        assert result.p_value_of(statistic) == alone.p_value_of(statistic)
+
+
+def test_images_that_come_again_are_refused():
+    from networks import images, net
+
+    with pytest.raises(ValueError, match="`calibrate` needs one pass, but `passes` is 2"):
+        fastcka.compare(net(), data=[images(8)], layers_a="leaves", calibrate=True, passes=2)
 
 
 def test_compare_takes_the_number_of_permutations():

@@ -30,12 +30,13 @@ ORDER = [
     ["stored_features"],
     ["functional", "streaming"],
     ["participant", "distributed"],
-    ["course"],
+    ["course", "fingerprints"],
     ["account"],
     ["measurement"],
     ["comparison"],
     ["info", "summary", "launch", "output_folder"],
-    ["compare_command", "list_command"],
+    ["command"],
+    ["compare_command", "fingerprint_command", "list_command"],
     ["cli"],
     ["__init__", "__main__"],
 ]
@@ -93,12 +94,14 @@ def test_public_names_are_these():
         "CKAResult",
         "CKAResults",
         "CKAWarning",
+        "Fingerprint",
         "MinibatchCKA",
         "Tap",
         "cka",
         "compare",
         "compare_many",
         "data",
+        "fingerprint",
         "hsic",
         "models",
     ]
@@ -107,7 +110,7 @@ def test_public_names_are_these():
 
 def test_no_module_outside_the_definitions_bears_the_name_of_a_public_function():
     modules = {path.stem for path in SOURCES if "maths" not in path.parts}
-    assert not modules & {"cka", "hsic", "compare", "compare_many"}
+    assert not modules & {"cka", "hsic", "compare", "compare_many", "fingerprint"}
 
 
 def test_import_is_cheap():
@@ -148,6 +151,8 @@ PUBLIC = [
     fastcka.hsic,
     fastcka.compare,
     fastcka.compare_many,
+    fastcka.fingerprint,
+    fastcka.Fingerprint,
     fastcka.MinibatchCKA,
     fastcka.Tap,
     fastcka.CKAResult.ci,

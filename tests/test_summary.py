@@ -98,6 +98,18 @@ def test_the_matrix_is_there_with_its_names():
     assert (pair["layers_a"], pair["layers_b"]) == (["a0"], ["b0", "b1"])
 
 
+def test_chance_and_measures_beside_cka_are_told():
+    from dataclasses import replace
+
+    with_null = replace(
+        result([[0.1, 0.7]]), null=np.tile([0.2, 0.1], (39, 1, 1)), also={"cknna": np.eye(1, 2)}
+    )
+    assert in_words(with_null).splitlines()[-1] == "  p <= 0.05 in 1 of 2 pairs of layers"
+    pair = summary(with_null)["pairs"][0]
+    assert pair["p_values"] == [[1.0, 0.025]]
+    assert pair["also"] == {"cknna": [[1.0, 0.0]]}
+
+
 def three():
     """Two layers of v are one of c; m has one layer, which is like nothing."""
     values = {

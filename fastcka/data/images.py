@@ -1,6 +1,7 @@
 """Batches of the images in a folder, as several models see them, each file decoded once."""
 
 import hashlib
+import io
 import os
 import re
 import textwrap
@@ -43,8 +44,9 @@ class ImageBatches:
         ValueError: `root` is a file or holds no images; another argument is out of range; during
             iteration, a file that cannot be decoded.
 
-    Iterating gives {"views": {name: tensor [n, ...]}, "label": int64 [n], "index": int64 [n]}, with
-    the numbers of the files in the sorted list of all. n is `batch_size` but for the last batch and
+    Iterating gives {"views": {name: tensor [n, ...]}, "label": int64 [n], "index": int64 [n],
+    "file": int64 [n]}: the numbers of the files in the sorted list of all, and the first 8 bytes of
+    their SHA-256. n is `batch_size` but for the last batch and
     for skipped files; a batch whose files were all skipped is left out.
 
     >>> import tempfile
@@ -212,24 +214,29 @@ class _Images(Dataset):
 
         index, name, label = self.files[i]
         try:
-            with Image.open(os.path.join(self.root, name)) as file:
-                image = file.convert("RGB")
+            with open(os.path.join(self.root, name), "rb") as file:
+                content = file.read()
+            with Image.open(io.BytesIO(content)) as opened:
+                image = opened.convert("RGB")
         # Decoders raise anything, from OSError to SyntaxError.
         except Exception as error:
             return _Broken(name, textwrap.shorten(str(error), 200) or type(error).__name__)
-        return index, label, [transform(image) for transform in self.transforms]
+        digest = hashlib.sha256(content).digest()
+        known = int.from_bytes(digest[:8], "little", signed=True)
+        return index, known, label, [transform(image) for transform in self.transforms]
 
     def together(self, items: list) -> tuple[dict | None, list[_Broken]]:
         broken = [item for item in items if isinstance(item, _Broken)]
         whole = [item for item in items if not isinstance(item, _Broken)]
         if not whole:
             return None, broken
-        index, label, images = zip(*whole, strict=True)
+        index, known, label, images = zip(*whole, strict=True)
         stacks = [torch.stack(view) for view in zip(*images, strict=True)]
         batch = {
             "views": {name: stacks[k] for name, k in self.views.items()},
             "label": torch.tensor(label),
             "index": torch.tensor(index),
+            "file": torch.tensor(known),
         }
         return batch, broken
 

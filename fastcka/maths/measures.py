@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from fastcka.maths.finish import double_centre
 from fastcka.maths.gram import linear
 
 
@@ -106,7 +107,7 @@ def cknna(x, y, k):
     return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
 
 
-def participation_ratio(x):
+def participation_ratio(x, gram=linear):
     """``(sum of eigenvalues)^2 / sum of their squares`` of the covariance; n - 1 at most.
 
     Examples
@@ -114,19 +115,21 @@ def participation_ratio(x):
     >>> participation_ratio([[1, 0], [-1, 0], [0, 1], [0, -1]])
     2.0
     """
-    values = _spectrum(x)
+    values = _spectrum(x, gram)
     return float(values.sum() ** 2 / (values**2).sum())
 
 
-def effective_rank(x):
-    """``exp(entropy)`` of the eigenvalues of the covariance, as shares (Roy & Vetterli 2007).
+def effective_rank(x, gram=linear):
+    """``exp(entropy)`` of the eigenvalues of the covariance, as shares.
+
+    Roy & Vetterli (2007) take singular values of the rows; these are their squares.
 
     Examples
     --------
     >>> round(effective_rank([[1, 0], [-1, 0], [0, 1], [0, -1]]), 12)
     2.0
     """
-    share = _spectrum(x)
+    share = _spectrum(x, gram)
     share = share[share > 1e-14 * share.sum()] / share.sum()
     return float(np.exp(-(share * np.log(share)).sum()))
 
@@ -135,5 +138,5 @@ def _below_diagonal(values):
     return values[np.tril_indices(len(values), -1)]
 
 
-def _spectrum(x):
-    return np.clip(np.linalg.eigvalsh(linear(x)), 0, None)
+def _spectrum(x, gram):
+    return np.clip(np.linalg.eigvalsh(double_centre(gram(x))), 0, None)

@@ -1,0 +1,115 @@
+"""What the commands that run models share: networks, images, and how they speak."""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from fastcka import models
+from fastcka.data import ImageBatches, write_images
+from fastcka.distributed import Share
+from fastcka.launch import device
+from fastcka.models import Network
+from fastcka.warning import CKAWarning
+
+RESULTS = Path("fastcka-results")
+
+
+def check_used(options: argparse.Namespace) -> None:
+    """An option that would do nothing is a mistake."""
+    if options.amp_dtype and not options.amp:
+        raise ValueError("--amp-dtype does nothing without --amp")
+    if options.generate is not None and options.data is not None:
+        raise ValueError("--generate does nothing beside --data")
+
+
+def networks(
+    options: argparse.Namespace, names: Sequence[str], labels: Sequence[str]
+) -> dict[str, Network]:
+    """The networks of these names, by label."""
+    networks = {}
+    for place, (label, name) in enumerate(zip(labels, names, strict=True)):
+        # A model that is named twice is two networks: the second has weights of its own.
+        seed = options.seed + names[:place].count(name)
+        networks[label] = models.load(
+            name, pretrained=options.pretrained, seed=seed, img_size=options.img_size
+        )
+    untrained = [
+        label
+        for label, network in networks.items()
+        if network.provenance["weights"].startswith("untrained")
+    ]
+    if untrained:
+        tell(options, f"untrained, for want of --pretrained or NAME@FILE: {', '.join(untrained)}")
+    return networks
+
+
+def images(
+    options: argparse.Namespace, folder: Path, networks: dict[str, Network], share: Share
+) -> ImageBatches:
+    """The images of a folder, or generated ones, as each of the networks takes them."""
+    root = options.data
+    if root is None:
+        count = 512 if options.generate is None else options.generate
+        place = RESULTS if options.output is None else folder
+        root = place / f"images-{count}-seed{options.seed}"
+        tell(options, f"no --data: {count} generated images, in {root}")
+        share.from_first(lambda: write_images(root, count, seed=options.seed))
+    transforms, shared = {}, {}
+    for label, network in networks.items():
+        # Models with the same preprocessing share the view.
+        transforms[label] = shared.setdefault(str(network.data_config), network.transform())
+    return ImageBatches(
+        root,
+        transforms,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        workers=options.workers,
+        max_images=options.max_images,
+        on_broken=options.on_broken,
+    )
+
+
+def view(label: str) -> Callable:
+    """From a batch to what the network of this label is called with."""
+    return lambda batch: batch["views"][label]
+
+
+def measure_options(options: argparse.Namespace) -> dict:
+    """The arguments that all measurements have."""
+    return {
+        "n": options.n,
+        "estimator": options.estimator,
+        "gram": options.gram,
+        "bandwidth": options.bandwidth,
+        "operand": options.operand,
+        "autocast": (options.amp_dtype or "float16") if options.amp else None,
+        "device": device() if options.device in (None, "cuda") else options.device,
+        "backend": options.backend,
+        "progress": not options.quiet,
+    }
+
+
+@contextmanager
+def own_warnings(options: argparse.Namespace) -> Iterator[None]:
+    """Tell each of our warnings in a line; the place in the code says nothing here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", CKAWarning)
+        show = warnings.showwarning
+
+        def shown(message, category, *place):
+            if issubclass(category, CKAWarning):
+                tell(options, str(message))
+            else:
+                show(message, category, *place)
+
+        warnings.showwarning = shown
+        yield
+
+
+def tell(options: argparse.Namespace, text: str) -> None:
+    """A line on the error stream, from the first process alone."""
+    if not options.silent:
+        print(f"fastcka: {text}", file=sys.stderr)
