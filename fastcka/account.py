@@ -32,6 +32,7 @@ class Account:
         unlike = (told for loader in self.loaders for told in unshuffled(loader))
         self.before = tuple(dict.fromkeys(unlike))
         self._mixing = ClassMixing()
+        self._copies = 0  # images that stand in their CKA batch a second time
         self._notices: dict[str, None] = {}  # of earlier runs and other processes
         self._facts = provenance(participants[0].device) | {
             "n": course.n,
@@ -61,6 +62,9 @@ class Account:
         if known is not None and len(known) == parts[-1].stop:
             for part in parts:
                 self._mixing.see(known[part])
+        if isinstance(self.loaders[0], ImageBatches):
+            files = (batch if len(self.loaders) == 1 else batch[0])["file"]
+            self._copies += sum(len(files[part]) - len(files[part].unique()) for part in parts)
 
     def note(self, notice: str) -> None:
         self._notices[notice] = None
@@ -83,6 +87,7 @@ class Account:
         broken = [images.broken for images in self._images()]
         return {
             "classes": self._mixing.state(),
+            "copies": self._copies,
             "notices": list(dict.fromkeys((*self._notices, *seen))),
             "broken": broken,
         }
@@ -90,6 +95,7 @@ class Account:
     def merge(self, state: Mapping) -> None:
         """Add what was seen before an interruption, or by another process."""
         self._mixing.merge(state["classes"])
+        self._copies += state["copies"]
         for notice in state["notices"]:
             self.note(notice)
         for images, names in zip(self._images(), state["broken"], strict=True):
@@ -102,6 +108,11 @@ class Account:
         after = self.state()["notices"] + self._mixing.warnings()
         for images in self._images():
             after += images.notices()
+        if self._copies:
+            after.append(
+                f"{self._copies} images stand in their batch a second time, under another name: "
+                "that makes CKA too high; remove the copies"
+            )
         n_batches = next(iter(results.values())).n_batches
         for participant in self.participants:
             if isinstance(participant, Measured):

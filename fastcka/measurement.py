@@ -54,8 +54,7 @@ def measure(
     _warn(account.before)
     with Interrupts() as interrupts:
         try:
-            with interrupts.after():
-                state.begin()
+            state.begin()
             with ExitStack() as stack:
                 for participant in participants:
                     stack.enter_context(participant.ready())
@@ -156,14 +155,15 @@ class _State:
                     f"cannot resume from {checkpoint.path}: `{name}` is {now} now, and was {then} "
                     "there"
                 )
-            self.sums.load([(plain["sums"], tensors)])
-            self.course.load(plain["course"])
-            self.account.merge(plain["account"])
-            self.account.resumed(plain["sums"]["counts"])
+            with self.changing():
+                self.sums.load([(plain["sums"], tensors)])
+                self.course.load(plain["course"])
+                self.account.merge(plain["account"])
+                self.account.resumed(plain["sums"]["counts"])
 
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """Around all that a batch changes, which is saved together or not at all."""
+        """Around what belongs together: after an error within, nothing is saved."""
         self._whole = False
         yield
         self._whole = True

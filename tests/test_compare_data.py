@@ -57,6 +57,18 @@ def test_layers_that_were_taken_over_from_the_first_model_say_so():
     assert caught.value.__notes__ == ["`layers_b` was not given and is as `layers_a`"]
 
 
+def test_copies_of_an_image_within_a_batch_are_counted(tmp_path):
+    folder = write_images(tmp_path / "images", 24, size=16)
+    first = sorted(folder.rglob("*.png"))[0]
+    for number in range(3):
+        shutil.copy(first, first.with_name(f"copy{number}.png"))
+    data = ImageBatches(folder, {"x": to_tensor}, batch_size=27)
+    with pytest.warns(CKAWarning, match="^3 images stand in their batch a second time"):
+        fastcka.compare(
+            net(size=16), data=data, layers_a="leaves", input_a=lambda batch: batch["views"]["x"]
+        )
+
+
 def test_a_float_target_is_no_view():
     x, target = images(20), torch.randn(20, 3, 8, 8)
     found = fastcka.compare(net(), net(seed=1), [(x, target)], layers_a="leaves")
