@@ -37,7 +37,7 @@ class Account:
         self._facts = provenance(participants[0].device) | {
             "n": course.n,
             "passes": course.passes,
-            "autocast": autocast_name(participants[0].autocast),
+            "autocast": autocast_name(participants),
             "processes": course.share.ranks,
         }
         self.data()  # now: after hours, or an error, the files may be gone

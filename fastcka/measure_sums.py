@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from fastcka.gram_stack import GramStack
-from fastcka.measures import OF_LAYERS, OF_PAIRS, defined_for, grams
+from fastcka.measures import OF_LAYERS, OF_PAIRS, between, defined_for, grams
 
 
 class MeasureSums:
@@ -46,7 +46,7 @@ class MeasureSums:
             if name in OF_PAIRS:
                 vectors = {model: OF_PAIRS[name](one) for model, one in k.items()}
                 for i, (a, b) in enumerate(self.pairs):
-                    found[f"{name}.{i}"] = _weighted(vectors[a] @ vectors[b].T, n)
+                    found[f"{name}.{i}"] = _weighted(between(name, vectors[a], vectors[b]), n)
             else:
                 for i, model in enumerate(self.models):
                     found[f"{name}.{i}"] = _weighted(OF_LAYERS[name](k[model]), n)

@@ -129,7 +129,7 @@ class _State:
             **self.sums.identity(),
             "n": self.course.n,
             "passes": self.course.passes,
-            "autocast": autocast_name(self.participants[0].autocast),
+            "autocast": autocast_name(self.participants),
             "processes": share.ranks,
         }
         for rank, theirs in enumerate(share.everyone(self._identity)):

@@ -73,6 +73,33 @@ def cknna(k: torch.Tensor) -> torch.Tensor:
     return _unit((_near(c) * (c - c.mean(2, keepdim=True))).flatten(1))
 
 
+def procrustes(k: torch.Tensor) -> torch.Tensor:
+    """[L, n²], the roots of the centred Gram matrices, of unit norm: see `between`."""
+    finite, k = _finite(_centred(k))
+    values, vectors = torch.linalg.eigh(k)
+    root = (vectors * values.clamp(min=0).sqrt()[:, None, :]) @ vectors.mT
+    return _unit(torch.where(finite[:, None, None], root, torch.nan).flatten(1))
+
+
+def between(name: str, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """[L, M] from what each layer gives: the inner products; of roots the sums of singular values.
+
+    ‖K^½ L^½‖_* = ‖XᵀY‖_*, what is left of two centred, normalised layers when one is turned to lie
+    on the other [Schönemann 1966].
+    """
+    if name != "procrustes":
+        return a @ b.T
+    n = round(a.shape[1] ** 0.5)
+    finite, roots = _finite(b.view(-1, n, n))
+    found = a.new_empty(len(a), len(b))
+    for i, root in enumerate(a.view(-1, n, n)):
+        if not torch.isfinite(root).all():
+            found[i] = torch.nan
+        else:
+            found[i] = torch.linalg.svdvals(root @ roots).sum(1).masked_fill(~finite, torch.nan)
+    return found
+
+
 def participation_ratio(k: torch.Tensor) -> torch.Tensor:
     """(Σλ)²/Σλ² of the centred Gram matrix, [L]."""
     k = _centred(k)
@@ -81,12 +108,17 @@ def participation_ratio(k: torch.Tensor) -> torch.Tensor:
 
 def effective_rank(k: torch.Tensor) -> torch.Tensor:
     """exp of the entropy of the eigenvalues' shares, [L]; NaN stays NaN."""
-    k = _centred(k)
-    finite = torch.isfinite(k).all(2).all(1)
-    share = torch.linalg.eigvalsh(torch.where(finite[:, None, None], k, 0.0)).clamp(min=0)
+    finite, k = _finite(_centred(k))
+    share = torch.linalg.eigvalsh(k).clamp(min=0)
     share = share / share.sum(1, keepdim=True)
     rank = torch.exp(-torch.special.xlogy(share, share).sum(1))
     return torch.where(finite, rank, torch.nan)
+
+
+def _finite(k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which matrices are finite, [L], and all of them, 0 in place of the others."""
+    finite = torch.isfinite(k).all(2).all(1)
+    return finite, torch.where(finite[:, None, None], k, 0.0)
 
 
 def _centred(k: torch.Tensor) -> torch.Tensor:
@@ -112,12 +144,13 @@ def _unit(vectors: torch.Tensor) -> torch.Tensor:
     return vectors / vectors.norm(dim=1, keepdim=True)
 
 
-# Of a pair of layers: inner products of what each layer gives. Of a layer: what it gives.
+# Of a pair of layers, by what each layer gives to `between`. Of a layer: what it gives.
 OF_PAIRS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "rsa_cosine": rsa_cosine,
     "rsa_correlation": rsa_correlation,
     "mutual_knn": mutual_knn,
     "cknna": cknna,
+    "procrustes": procrustes,
 }
 OF_LAYERS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "participation_ratio": participation_ratio,

@@ -1,7 +1,7 @@
 """One model of a comparison: what it is called with, and on which device it runs."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
@@ -187,6 +187,7 @@ def autocast_dtype(autocast: str | torch.dtype | None) -> torch.dtype | None:
     raise ValueError(f"`autocast` must be 'fp16', 'bf16' or None, but is {autocast!r}")
 
 
-def autocast_name(dtype: torch.dtype | None) -> str | None:
-    """The other way round."""
+def autocast_name(participants: Iterable) -> str | None:
+    """The type in which they run, by name; some may not run at all."""
+    dtype = next((one.autocast for one in participants if one.autocast is not None), None)
     return next((name for name, known in AUTOCAST.items() if known == dtype), None)

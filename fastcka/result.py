@@ -38,10 +38,11 @@ class CKAResult:
             depend on: "rsa_cosine" and "rsa_correlation", of the squared distances of all pairs of
             examples; "mutual_knn", the share of the 10 nearest by cosine that two layers have in
             common, 10/(n−1) by chance, and "cknna", CKA among these, as [Huh et al. 2024] but of
-            rows less the mean of the batch; "participation_ratio" (Σλ)²/Σλ² and "effective_rank"
-            exp(entropy) of the eigenvalues of the centred Gram matrix, n − 1 at most. Batches of up
-            to 10 have no neighbours, and where a layer is constant in a batch, that batch does not
-            count for it.
+            rows less the mean of the batch; "procrustes", 1 − half the squared Procrustes distance
+            of normalised layers, to 1e-3 for float32 activations; "participation_ratio" (Σλ)²/Σλ²
+            and "effective_rank" exp(entropy) of the eigenvalues of the centred Gram matrix, n − 1
+            at most. Batches of up to 10 have no neighbours, and where a layer is constant in a
+            batch, that batch does not count for it.
     """
 
     cka: np.ndarray

@@ -66,8 +66,9 @@ class MinibatchCKA:
             pairs, and 8 bytes a pair each. The orders are a function of the number of the batch and
             its size. Give every image once: one that comes again makes p-values too small.
         also: measures beside CKA, from the same Gram matrices: "rsa_cosine", "rsa_correlation",
-            "mutual_knn", "cknna" of pairs of layers, "participation_ratio", "effective_rank" of
-            layers; see `CKAResult.also`. They need n³ flop and some 32·n² bytes a layer.
+            "mutual_knn", "cknna", "procrustes" of pairs of layers, "participation_ratio",
+            "effective_rank" of layers; see `CKAResult.also`. They need some n³ flop and 32·n² bytes
+            a layer, "procrustes" 20·n³ flop a pair.
         backend: "native" or "torch"; None picks, see `fastcka info`.
 
     Raises:

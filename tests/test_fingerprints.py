@@ -148,6 +148,13 @@ def test_what_it_was_made_with_must_be_asked_for(tmp_path):
         compare(found, estimator="biased", gram="rbf")
 
 
+def test_the_type_of_the_model_that_runs_is_recorded(tmp_path):
+    found = fingerprint(tmp_path / "a.fp")
+    result = compare(found, net(), Data(), autocast="bf16")
+    assert result.meta["autocast"] == "bf16"
+    assert result.meta["models"]["a"]["class"] == "torch.nn.modules.container.Sequential"
+
+
 def test_measures_and_chance_come_from_fingerprints_too(tmp_path):
     data, options = Data(), {"also": ["rsa_cosine", "mutual_knn"], "calibrate": 20}
     a = fingerprint(tmp_path / "a.fp")

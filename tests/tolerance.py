@@ -35,6 +35,10 @@ FLOAT64 = 1e-10
 # Sums of the same float64 terms in another order.
 REORDERED = 1e-12
 
+# Roots of eigenvalues that are 0 but for rounding: √(n u) of the largest, n = 24, of the type in
+# which products are added up.
+ROOTS = {torch.float32: (24 * U32) ** 0.5, torch.float64: (24 * U64) ** 0.5 * 24}
+
 
 def assert_close(actual, expected, tolerance):
     """|actual − expected| <= tolerance everywhere; NaN is never close."""

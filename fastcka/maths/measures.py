@@ -3,7 +3,7 @@
 import numpy as np
 
 from fastcka.maths.finish import double_centre
-from fastcka.maths.gram import linear
+from fastcka.maths.gram import linear, subtract_mean_row
 
 
 def squared_distances(x):
@@ -105,6 +105,24 @@ def cknna(x, y, k):
 
     a, b = near(x), near(y)
     return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
+
+
+def procrustes(x, y):
+    """How much of a layer is left when it is turned to lie on another: ``|X^T Y|_* / (|X| |Y|)``.
+
+    Centred rows, Frobenius norms, and the sum of singular values of the product: the largest
+    ``tr(X^T Y Q)`` over all rotations Q (Schonemann 1966). 1 minus it is half the squared distance
+    of the normalised layers, orthogonal Procrustes.
+
+    Examples
+    --------
+    >>> x = np.array([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
+    >>> round(procrustes(x, 3 * x[:, ::-1] - 1), 12)
+    1.0
+    """
+    x, y = subtract_mean_row(x), subtract_mean_row(y)
+    left = np.linalg.svd(x.T @ y, compute_uv=False).sum()
+    return float(left / np.sqrt((x**2).sum() * (y**2).sum()))
 
 
 def participation_ratio(x, gram=linear):
