@@ -81,7 +81,8 @@ def compare(
             arguments, or a dict of keywords.
         forward_a, forward_b: called as forward(model, batch) instead of the model, with the whole
             batch, or with what `input_a` returns.
-        n: images in a CKA batch; divides the batches of the data. None takes them as they come.
+        n: images in a CKA batch; divides the batches of the data. None takes them as they come. CKA
+            batches are the blocks of the error bars, or beyond 256 of them the batches of the data.
         passes: how often the data is read; helps where a loader shuffles anew.
         estimator, weighting, gram, bandwidth, operand, backend: as for `MinibatchCKA`.
         calibrate: measure too what CKA would be by chance, with the images in 200 random orders, or
