@@ -68,6 +68,8 @@ def measure(
                         sums.add(parts, stacks, partial(course.index, number))
                         account.see(batch, parts)
                         course.done(turn, number)
+                    for notice in sums.notices:
+                        account.note(notice)
                     state.save_if_due()
             with interrupts.after():
                 state.save()
@@ -215,6 +217,8 @@ class _Sums:
         self.accumulator: MinibatchCKA | None = None
         self.left_out: list[int] = []  # sizes of the parts that are too small
         self._devices: dict[str, torch.device] = {}  # where the activations of a model are
+        self._together: dict[str, int] = {}  # CKA batches that a model can run at once
+        self.notices: list[str] = []
 
     def identity(self) -> dict:
         """The options, whatever way they were written."""
@@ -277,12 +281,48 @@ class _Sums:
             self.accumulator.stack(label, _size(part), self._devices[label]) for part in parts
         ]
 
-        def put(layer: str, x: torch.Tensor) -> None:
-            for stack, part in zip(stacks, parts, strict=True):
-                stack.put(places[layer], x[part])
+        def put(part: int, layer: str, x: torch.Tensor) -> None:
+            stacks[part].put(places[layer], x)
 
-        participant.run(inputs, number, put)
+        self._run(participant, inputs, parts, number, put)
         return stacks
+
+    def _run(
+        self,
+        participant: Participant,
+        inputs: Inputs,
+        parts: list[slice],
+        number: int,
+        put: Callable[[int, str, torch.Tensor], None],
+    ) -> None:
+        """One forward pass for all parts, or several where the memory does not hold them all."""
+        while True:
+            step = min(self._together.get(participant.label, len(parts)), len(parts))
+            try:
+                for first in range(0, len(parts), step):
+                    group = parts[first : first + step]
+                    begin = group[0].start
+                    some = inputs if step == len(parts) else inputs.part(begin, group[-1].stop)
+
+                    def sink(layer, x, group=group, first=first, begin=begin):
+                        for place, part in enumerate(group, first):
+                            put(place, layer, x[part.start - begin : part.stop - begin])
+
+                    participant.run(some, number, sink)
+                return
+            except torch.OutOfMemoryError as error:
+                if step == 1:
+                    error.add_note(
+                        f"{_size(parts[0])} images are one CKA batch and cannot be divided: give a "
+                        "smaller `n`"
+                    )
+                    raise
+            self._together[participant.label] = -(-step // 2)
+            torch.cuda.empty_cache()
+            self.notices.append(
+                f"model {participant.label!r} ran out of memory with {inputs.n} images: from batch "
+                f"{number} on it is given {-(-step // 2) * _size(parts[0])} at a time"
+            )
 
     def _first_stacks(
         self, participant: Participant, inputs: Inputs, parts: list[slice], number: int
@@ -290,12 +330,12 @@ class _Sums:
         """The same while the layers are not known: a stack each, joined when they are."""
         rows: list[dict[str, GramStack]] = [{} for _ in parts]
 
-        def put(layer: str, x: torch.Tensor) -> None:
-            for row, part in zip(rows, parts, strict=True):
-                row[layer] = GramStack([layer], _size(part), device=x.device, **self.stack_options)
-                row[layer].put(0, x[part])
+        def put(part: int, layer: str, x: torch.Tensor) -> None:
+            one = GramStack([layer], _size(parts[part]), device=x.device, **self.stack_options)
+            one.put(0, x)
+            rows[part][layer] = one
 
-        participant.run(inputs, number, put)
+        self._run(participant, inputs, parts, number, put)
         layers = participant.capture.layers
         if self.accumulator is not None and self.accumulator.layers[participant.label] != layers:
             raise ValueError(

@@ -11,7 +11,7 @@ from torch import nn
 from fastcka.capture import Capture
 from fastcka.capture.hooks import Sink
 from fastcka.capture.modules import evaluating
-from fastcka.capture.tensors import copied_to, tensors
+from fastcka.capture.tensors import copied_to, mapped, tensors
 from fastcka.trail import value_bytes
 
 AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -25,6 +25,14 @@ class Inputs(NamedTuple):
     args: tuple
     kwargs: dict
     n: int
+
+    def part(self, start: int, stop: int) -> "Inputs":
+        """Of some of the examples: of every tensor that has as many rows as there are examples."""
+
+        def cut(x: torch.Tensor) -> torch.Tensor:
+            return x[start:stop] if x.ndim and x.shape[0] == self.n else x
+
+        return Inputs(mapped(self.args, cut), mapped(self.kwargs, cut), stop - start)
 
     def __str__(self) -> str:
         given = [f"{str(x.dtype)[6:]} {list(x.shape)}" for x in tensors((self.args, self.kwargs))]

@@ -1,6 +1,7 @@
 """Whole comparisons: the number, what may go wrong on the way, and how models are left."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -248,6 +249,49 @@ def test_autocast_runs_the_model_in_16_bits_and_measures_what_it_gives():
         first, second = (activations(model, x)[i] for i in (0, 3))
     assert result.cka[0, 1] == pytest.approx(defined_cka(first, second), abs=CKA)
     assert result.meta["autocast"] == "bf16"
+
+
+# Memory
+
+
+class Small(nn.Module):
+    """A network on a device that holds so many images."""
+
+    def __init__(self, network, at_most):
+        super().__init__()
+        self.network, self.at_most, self.sizes = network, at_most, []
+
+    def forward(self, x):
+        if len(x) > self.at_most:
+            self.network[:3](x)  # some layers have been captured by then
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.sizes.append(len(x))
+        return self.network(x)
+
+
+@pytest.mark.parametrize("inputs", [None, lambda x: {"x": x}], ids=["tensor", "keywords"])
+def test_a_batch_that_does_not_fit_is_run_in_halves_with_the_same_numbers(inputs):
+    data = [images(60, seed=1), images(60, seed=2), images(36, seed=3)]
+    small = Small(net(), 20)
+    with pytest.warns(
+        CKAWarning, match="'a' ran out of memory with 60 images: from batch 0"
+    ) as told:
+        found = fastcka.compare(small, data=data, layers_a="leaves", n=10, input_a=inputs)
+    assert [re.search(r"given (\d+) at a time", str(one.message))[1] for one in told] == [
+        "30",
+        "20",
+    ]
+    assert small.sizes == [20] * 6 + [20, 16]
+    expected = fastcka.compare(net(), data=data, layers_a="leaves", n=10)
+    assert_close(found.cka, expected.cka, CKA)
+    assert_close(found.stderr, expected.stderr, CKA)
+    assert found.n_batches == expected.n_batches
+
+
+def test_a_cka_batch_that_does_not_fit_is_told():
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        fastcka.compare(Small(net(), 8), data=[images(40)], layers_a="leaves", n=10)
+    assert any("give a smaller `n`" in note for note in caught.value.__notes__)
 
 
 # What is told

@@ -1,7 +1,7 @@
 """Tensors in what a module takes and returns."""
 
 import copy
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import fields, is_dataclass, replace
 
 import torch
@@ -32,20 +32,25 @@ def activation(nested) -> torch.Tensor | None:
 
 def copied_to(nested, device: torch.device):
     """The same with a copy of every tensor on a device: a network may overwrite its input."""
+    return mapped(nested, lambda x: x.to(device, copy=True))
+
+
+def mapped(nested, change: Callable[[torch.Tensor], torch.Tensor]):
+    """The same nest with every tensor changed."""
     if isinstance(nested, torch.Tensor):
-        return nested.to(device, copy=True)
+        return change(nested)
     if isinstance(nested, MutableMapping):
         copied = copy.copy(nested)
         for key, value in nested.items():
-            copied[key] = copied_to(value, device)
+            copied[key] = mapped(value, change)
         return copied
     if isinstance(nested, Mapping):
-        return {key: copied_to(value, device) for key, value in nested.items()}
+        return {key: mapped(value, change) for key, value in nested.items()}
     if isinstance(nested, tuple) and hasattr(nested, "_fields"):
-        return type(nested)(*(copied_to(value, device) for value in nested))
+        return type(nested)(*(mapped(value, change) for value in nested))
     if isinstance(nested, (tuple, list)):
-        return type(nested)(copied_to(value, device) for value in nested)
+        return type(nested)(mapped(value, change) for value in nested)
     if is_dataclass(nested) and not isinstance(nested, type):
         parts = {f.name: getattr(nested, f.name) for f in fields(nested) if f.init}
-        return replace(nested, **{name: copied_to(part, device) for name, part in parts.items()})
+        return replace(nested, **{name: mapped(part, change) for name, part in parts.items()})
     return nested
