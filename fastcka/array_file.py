@@ -46,16 +46,16 @@ def write(path: str | os.PathLike, kind: str, records: Sequence[Mapping]) -> Pat
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: its folder does not exist, create it first")
-    arrays, plain = {}, []
+    arrays, rest = {}, []
     for number, record in enumerate(records):
-        plain.append({})
+        rest.append({})
         for name, value in record.items():
             if isinstance(value, np.ndarray):
                 dtype = value.dtype if value.dtype in KEPT else np.float64
                 arrays[f"{number}.{name}"] = np.ascontiguousarray(value, dtype=dtype)
             else:
-                plain[-1][name] = _plain(value, name)
-    header = {"schema": SCHEMA, "kind": kind, "sha256": _digest(arrays, plain), "results": plain}
+                rest[-1][name] = plain(value, name)
+    header = {"schema": SCHEMA, "kind": kind, "sha256": _digest(arrays, rest), "results": rest}
     data = save(arrays, metadata={KEY: json.dumps(header)})
     with replacing(path) as file:
         file.write(data)
@@ -131,15 +131,15 @@ def understood(path: str | os.PathLike) -> Iterator[None]:
         raise ValueError(f"{path} is damaged, or no file of fastcka's: {error}") from None
 
 
-def _digest(arrays: Mapping[str, np.ndarray], plain: list[dict]) -> str:
-    digest = hashlib.sha256(json.dumps(plain).encode())
+def _digest(arrays: Mapping[str, np.ndarray], records: list[dict]) -> str:
+    digest = hashlib.sha256(json.dumps(records).encode())
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.shape} {array.dtype}".encode())
         digest.update(array)
     return digest.hexdigest()
 
 
-def _plain(value, name: str):
+def plain(value, name: str):
     """The value as JSON holds it: tuples as lists, NumPy scalars as numbers, dtypes by name."""
     if isinstance(value, np.generic):
         value = value.item()
@@ -148,9 +148,9 @@ def _plain(value, name: str):
     if isinstance(value, torch.dtype | np.dtype):
         return str(value)
     if isinstance(value, list | tuple):
-        return [_plain(item, f"{name}[{i}]") for i, item in enumerate(value)]
+        return [plain(item, f"{name}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return {key: _plain(item, f"{name}.{key}") for key, item in value.items()}
+        return {key: plain(item, f"{name}.{key}") for key, item in value.items()}
     raise TypeError(
         f"`{name}` must be a string, a number, None, or lists and mappings by string of such, to "
         f"be saved, but is {type(value).__name__}: convert or remove it"

@@ -120,7 +120,8 @@ def _add_fingerprint(commands) -> None:
         help="measure a model once, to compare it later without its weights",
         description="Writes the Gram matrices of all layers of a model on named images to a file, "
         "which `fastcka compare` takes in place of the model. Files are compared on the same "
-        "images in the same batches: with the same --data, --max-images, --seed and --n.",
+        "images in the same batches: with the same --data, --max-images, --seed, --batch-size "
+        "and --n.",
         epilog="example: fastcka fingerprint resnet18 --data DIR --output resnet18.fp",
     )
     parser.set_defaults(run=fingerprint_command.run)

@@ -84,6 +84,8 @@ def _run(
     measured = {label: Fingerprint(name) for label, name in named.items() if _is_measured(name)}
     to_run = [label for label in labels if label not in measured]
     everyone = networks(options, [named[label] for label in to_run], to_run)
+    if not to_run and any((options.data, options.max_images, options.generate)):
+        raise ValueError("fingerprints hold their images: leave out --data and what chooses of it")
     data = images(options, folder, everyone, share) if to_run else None
     everyone = {label: measured.get(label) or everyone[label] for label in labels}
     if options.resume and not states(folder / STATE):
@@ -147,7 +149,7 @@ def _measure(
         result = compare_many(modules, data, layers=layers, inputs=views, **common)
     else:
         a, b = [*modules, None][:2]
-        second = {} if b is None else {"layers_b": layers[b], "input_b": views.get(b)}
+        second = {"layers_b": layers[b], "input_b": views[b]} if b in views else {}
         result = compare(
             modules[a],
             modules.get(b),

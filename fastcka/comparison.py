@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
+from fastcka import array_file
 from fastcka.capture.tap import as_items
 from fastcka.checkpoint import Checkpoint, difference, states
 from fastcka.data.pairing import Paired
@@ -76,7 +77,8 @@ def compare(
         layers_a, layers_b: names, globs (`*` within dots, `**` across), module types, `Tap`s, a
             list of these, or a preset: "blocks"; "leaves", every module without parts, but for
             identities and dropout; "raghu", the layers of Raghu et al. 2021. None for the second is
-            what the first has. A list of names keeps its order, all else comes as executed.
+            what was asked of the first. A list of names keeps its order, all else comes as
+            executed. Of a fingerprint they are what was stored.
         input_a, input_b: from a batch to what the model is called with: a tensor, a tuple of
             arguments, or a dict of keywords.
         forward_a, forward_b: called as forward(model, batch) instead of the model, with the whole
@@ -136,6 +138,9 @@ def compare(
         raise ValueError("there is no `model_b` for `layers_b`, `data_b`, `input_b` or `forward_b`")
     _check_stored(models, estimator, gram, bandwidth)
     layers_a = as_items(layers_a)
+    _check_unused("model_a", model_a, input_a=input_a, forward_a=forward_a)
+    _check_unused("model_b", model_b, layers_b=layers_b, input_b=input_b, forward_b=forward_b)
+    ids = None if isinstance(data, MeasuredBatches) else ids
     stored = {"ids": ids, "operand": operand_dtype(operand), "device": _device(models, device)}
     common = {"autocast": autocast_dtype(autocast), "device": device}
     pick_a = pick_b = None
@@ -246,7 +251,7 @@ def compare_many(
     data = _data_for(list(models.values()), data)
     _check_stored(list(models.values()), estimator, gram, bandwidth)
     stored = {
-        "ids": ids,
+        "ids": None if isinstance(data, MeasuredBatches) else ids,
         "operand": operand_dtype(operand),
         "device": _device(list(models.values()), device),
     }
@@ -320,19 +325,20 @@ def fingerprint(
     Args:
         model, layers, input, forward, data and the other arguments: as in `compare`.
         path: of the file.
-        ids: from a batch to a name or number of each of its images, by which they are known again;
-            `fastcka.data.ImageBatches` give the hashes of their files.
-        dtype: of the stored entries, "fp32" or "fp16"; halves the file, and changes CKA by 1e-4 at
+        ids: from a batch to a name or number of each of its images, by which they are known again:
+            a function of the batch alone. `fastcka.data.ImageBatches` give the hashes of their
+            files.
+        dtype: of the stored entries, "fp32" or "fp16"; halves the file, and changes CKA by 2e-4 at
             most in batches of 32 and more.
         about: what results shall say of the model, such as {"name": ..., "weights": ...}.
 
     Returns:
         The `Fingerprint`, open.
 
-    Raises: as `compare`. ValueError: the images have no names.
+    Raises: as `compare`. ValueError: the images have no names, or two batches the same.
 
     Cost: as `compare` of a model with itself; 2·n bytes an image and layer in fp32, half in fp16,
-    and 16 bytes.
+    and 16 bytes; twice that on disk for a moment at the end. It cannot be resumed.
 
     >>> import fastcka, tempfile, torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU())
@@ -345,8 +351,11 @@ def fingerprint(
     Fingerprint(Sequential, 2 layers, 64 images in 2 batches)
     array([1., 1.])
     """
+    if isinstance(model, Fingerprint):
+        raise TypeError("`model` is a fingerprint already")
     _check_model("model", model)
     _check_data(data)
+    about = array_file.plain(dict(about or {}), "about")
     participant = Participant(
         "a",
         model,
@@ -385,7 +394,7 @@ def fingerprint(
             backend=backend,
         )
         meta = {key: value for key, value in result.meta.items() if key != "models"}
-        writer.finish(result.meta["models"]["a"] | dict(about or {}), meta)
+        writer.finish(result.meta["models"]["a"] | about, meta, result.warnings)
     return Fingerprint(path)
 
 
@@ -413,6 +422,14 @@ def _check_stored(models: list, estimator: str, gram: str, bandwidth: float | No
         if isinstance(model, Fingerprint) and (different := difference(asked, model.options)):
             name, ours, theirs = different
             raise ValueError(f"`{name}` is {ours}, but {model.path} was made with {theirs}")
+
+
+def _check_unused(name: str, model, **given) -> None:
+    """What says how a model is run says nothing to a fingerprint."""
+    if isinstance(model, Fingerprint):
+        for argument, value in given.items():
+            if value is not None:
+                raise ValueError(f"`{argument}` does nothing: `{name}` is a fingerprint")
 
 
 def _device(models: list, device: torch.device | str | None) -> torch.device | str:

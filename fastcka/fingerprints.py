@@ -15,6 +15,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -27,8 +28,6 @@ from fastcka.trail import value_bytes
 
 SUFFIX = ".fp"
 STORED = {"fp32": torch.float32, "fp16": torch.float16}
-# What an entry may be at most beside the root mean square of its layer, to fit into half precision.
-LARGEST = 6e4
 PARTS = ("packed", "scale", "diagonal", "row_sums", "summary", "images")
 
 
@@ -42,8 +41,8 @@ def image_numbers(ids: Iterable) -> torch.Tensor:
         ids = ids.tolist()
     numbers = []
     for one in ids:
-        if isinstance(one, int):
-            numbers.append(one)
+        if isinstance(one, Integral):
+            numbers.append(int(one))
         else:
             digest = hashlib.sha256(str(one).encode()).digest()
             numbers.append(int.from_bytes(digest[:8], "little", signed=True))
@@ -55,7 +54,7 @@ def images_of(batch, ids: Callable | None) -> torch.Tensor:
     if ids is not None:
         return image_numbers(ids(batch))
     if isinstance(batch, Mapping) and "file" in batch:
-        return batch["file"]
+        return image_numbers(batch["file"])
     raise ValueError(
         "a fingerprint is of named images, and the batches do not say which: give `ids`, a "
         "function from a batch to a name or number of each image, or use fastcka.data.ImageBatches"
@@ -80,10 +79,13 @@ class FingerprintWriter:
         self._data = self.path.with_name(f".{self.path.name}.{os.getpid()}.data")
         self._entries: dict[str, dict] = {}
         self._batches: list[dict] = []
+        self._seen: set[bytes] = set()
         self._stack: GramStack | None = None
         self._eps = None
 
     def __enter__(self) -> "FingerprintWriter":
+        for left in self.path.parent.glob(f".{self.path.name}.*.data"):
+            left.unlink(missing_ok=True)  # of a process that was killed
         self._file = open(self._data, "wb")
         return self
 
@@ -92,10 +94,21 @@ class FingerprintWriter:
         self._data.unlink(missing_ok=True)
 
     def add(self, stack: GramStack, images: torch.Tensor) -> None:
+        """Write one batch.
+
+        Raises:
+            ValueError: an earlier batch held the same images: it could not be told from this one.
+        """
+        known = bytes(value_bytes(images))
+        if known in self._seen:
+            raise ValueError(
+                "two batches have the same `ids`: every image of the data needs a name of its own"
+            )
+        self._seen.add(known)
         packed = stack.packed.cpu()
         size = packed.square().mean(1).sqrt()
-        scale = torch.maximum(size, packed.abs().amax(1) / LARGEST)
-        scale = torch.where(torch.isfinite(scale) & (scale > 0), scale, 1.0)
+        # No entry is larger than √m times the root mean square: all fit into half precision.
+        scale = torch.where(torch.isfinite(size) & (size > 0), size, 1.0)
         values = (packed / scale[:, None]).to(STORED[self.dtype])
         rest = (scale, stack.diagonal.cpu(), stack.row_sums.cpu(), stack.summary.cpu(), images)
         number, digest = len(self._batches), hashlib.sha256()
@@ -116,8 +129,8 @@ class FingerprintWriter:
         eps = stack.eps
         self._eps = eps if self._eps is None else torch.maximum(self._eps, eps)
 
-    def finish(self, model: Mapping, meta: Mapping) -> None:
-        """Put the file in its place; `model` and `meta` say where it comes from."""
+    def finish(self, model: Mapping, meta: Mapping, warnings: Iterable[str]) -> None:
+        """Put the file in its place; the arguments say where it comes from, and what to mind."""
         stack = self._stack
         plain = {
             "layers": list(stack.layers),
@@ -130,8 +143,9 @@ class FingerprintWriter:
             "batches": self._batches,
             "model": dict(model),
             "meta": dict(meta),
+            "warnings": list(warnings),
         }
-        text = json.dumps(plain)
+        text = json.dumps(array_file.plain(plain, "fingerprint"))
         header = {"schema": array_file.SCHEMA, "kind": "fingerprint", "contents": text}
         header["sha256"] = hashlib.sha256(text.encode()).hexdigest()
         lead = {"__metadata__": {array_file.KEY: json.dumps(header)}} | self._entries
@@ -152,7 +166,7 @@ class Fingerprint:
 
     Attributes:
         layers, n_batches, n_examples: what was measured.
-        model, meta: where it comes from.
+        model, meta, warnings: where it comes from, and what was told of it.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -162,7 +176,7 @@ class Fingerprint:
 
     >>> import fastcka, tempfile
     >>> net, images = torch.nn.Sequential(torch.nn.Linear(8, 4)), torch.randn(32, 8)
-    >>> options = {"ids": lambda batch: range(len(batch)), "layers": "0"}
+    >>> options = {"ids": lambda batch: batch.sum(1).tolist(), "layers": "0"}
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     _ = fastcka.fingerprint(net, [images], f"{folder}/net.fp", **options)
     ...     fastcka.Fingerprint(f"{folder}/net.fp").layers
@@ -192,6 +206,7 @@ class Fingerprint:
         plain = self._plain
         self.layers = tuple(plain["layers"])
         self.model, self.meta = plain["model"], plain["meta"]
+        self.warnings = tuple(plain["warnings"])
         self.n_batches = len(plain["batches"])
         self.n_examples = sum(batch["n"] for batch in plain["batches"])
         self._place: dict[bytes, int] | None = None
@@ -313,15 +328,16 @@ class Measured:
         return {"fingerprint": [one["sha256"] for one in self.fingerprint._plain["batches"]]}
 
     def describe(self) -> dict:
-        known = {"fingerprint": self.fingerprint.path.name}
+        known = {"fingerprint": self.fingerprint.path.name, "measured": self.fingerprint.meta}
         return self.fingerprint.model | known | ({"name": self.name} if self.name else {})
 
     def explain(self, n_batches: int) -> list[str]:
         """What to mind of a comparison of so many batches."""
-        whole = self.fingerprint.n_batches
-        if n_batches >= whole:
-            return []
-        return [f"{self.fingerprint.path.name} holds {whole} batches, compared are {n_batches}"]
+        name, whole = self.fingerprint.path.name, self.fingerprint.n_batches
+        told = [f"{name}: {warning}" for warning in self.fingerprint.warnings]
+        if n_batches < whole:
+            told.append(f"{name} holds {whole} batches, compared are {n_batches}")
+        return told
 
 
 class MeasuredBatches:

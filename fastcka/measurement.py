@@ -61,7 +61,7 @@ def measure(
                 for turn, number, batch in course.batches(sums.examples, progress):
                     inputs = sums.inputs(batch)
                     parts = course.slices(_common_size(inputs))
-                    stacks = sums.stacks(inputs, parts, number)
+                    stacks = sums.stacks(batch, inputs, parts, number)
                     if watch is not None:
                         watch(batch, parts, stacks)
                     with interrupts.after(), state.changing():
@@ -88,13 +88,13 @@ def _keep(
     error: BaseException, state: "_State", sums: "_Sums", account: Account, many: bool
 ) -> None:
     """What was measured until an error: hours may be behind us."""
-    if sums.accumulator is None:
+    if sums.accumulator is None or not sums.accumulator.n_batches:
         return
     try:
-        error.partial = _returned(account.explain(sums.results()), many)
         state.save()
     except Exception as failure:  # the first error is the one to be told
-        error.add_note(f"what was measured until then could not be kept: {failure}")
+        error.add_note(f"the state could not be saved: {failure}")
+    error.partial = _returned(account.explain(sums.results()), many)
 
 
 def _returned(results: dict[tuple[str, ...], CKAResult], many: bool) -> CKAResult | CKAResults:
@@ -233,14 +233,15 @@ class _Sums:
         return _common_size(self.inputs(batch))
 
     def stacks(
-        self, inputs: Mapping[str, Inputs], parts: list[slice], number: int
+        self, batch, inputs: Mapping[str, Inputs], parts: list[slice], number: int
     ) -> list[dict[str, GramStack] | None]:
         """Run the models on batch `number`: its Gram matrices, of each part; None if too small."""
         large = [part for part in parts if _size(part) >= SMALLEST_BATCH]
         if not large:
             return [None] * len(parts)
         filled = {
-            p.label: self._stacks(p, inputs[p.label], large, number) for p in self.participants
+            p.label: self._stacks(p, batch, inputs[p.label], large, number)
+            for p in self.participants
         }
         if self.accumulator is None:
             self.accumulator = self._accumulator(
@@ -268,14 +269,14 @@ class _Sums:
                 self.accumulator.add(filled, index=index(place))
 
     def _stacks(
-        self, participant: Participant, inputs: Inputs, parts: list[slice], number: int
+        self, participant: Participant, batch, inputs: Inputs, parts: list[slice], number: int
     ) -> list[GramStack]:
         """The filled stacks of one model, one for each part of a batch."""
         label = participant.label
         if isinstance(participant, Measured):
             return participant.stacks(inputs, parts, number)
         if label not in self._devices:
-            return self._first_stacks(participant, inputs, parts, number)
+            return self._first_stacks(participant, batch, inputs, parts, number)
         places = {layer: row for row, layer in enumerate(participant.capture.layers)}
         stacks = [
             self.accumulator.stack(label, _size(part), self._devices[label]) for part in parts
@@ -284,12 +285,13 @@ class _Sums:
         def put(part: int, layer: str, x: torch.Tensor) -> None:
             stacks[part].put(places[layer], x)
 
-        self._run(participant, inputs, parts, number, put)
+        self._run(participant, batch, inputs, parts, number, put)
         return stacks
 
     def _run(
         self,
         participant: Participant,
+        batch,
         inputs: Inputs,
         parts: list[slice],
         number: int,
@@ -311,6 +313,9 @@ class _Sums:
                     participant.run(some, number, sink)
                 return
             except torch.OutOfMemoryError as error:
+                if not inputs.divisible:
+                    error.add_note(f"model {participant.label!r} is given lists, not cut in halves")
+                    raise
                 if step == 1:
                     error.add_note(
                         f"{_size(parts[0])} images are one CKA batch and cannot be divided: give a "
@@ -319,13 +324,14 @@ class _Sums:
                     raise
             self._together[participant.label] = -(-step // 2)
             torch.cuda.empty_cache()
+            inputs = participant.inputs(batch)  # the network may have written to them
             self.notices.append(
                 f"model {participant.label!r} ran out of memory with {inputs.n} images: from batch "
                 f"{number} on it is given {-(-step // 2) * _size(parts[0])} at a time"
             )
 
     def _first_stacks(
-        self, participant: Participant, inputs: Inputs, parts: list[slice], number: int
+        self, participant: Participant, batch, inputs: Inputs, parts: list[slice], number: int
     ) -> list[GramStack]:
         """The same while the layers are not known: a stack each, joined when they are."""
         rows: list[dict[str, GramStack]] = [{} for _ in parts]
@@ -335,7 +341,7 @@ class _Sums:
             one.put(0, x)
             rows[part][layer] = one
 
-        self._run(participant, inputs, parts, number, put)
+        self._run(participant, batch, inputs, parts, number, put)
         layers = participant.capture.layers
         if self.accumulator is not None and self.accumulator.layers[participant.label] != layers:
             raise ValueError(

@@ -11,7 +11,7 @@ from torch import nn
 from fastcka.capture import Capture
 from fastcka.capture.hooks import Sink
 from fastcka.capture.modules import evaluating
-from fastcka.capture.tensors import copied_to, mapped, tensors
+from fastcka.capture.tensors import copied_to, mapped, nests, tensors
 from fastcka.trail import value_bytes
 
 AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -25,6 +25,14 @@ class Inputs(NamedTuple):
     args: tuple
     kwargs: dict
     n: int
+
+    @property
+    def divisible(self) -> bool:
+        """Whether nothing but tensors goes by examples: a list of captions cannot be cut."""
+        lists = nests((self.args, self.kwargs))
+        return not any(
+            len(nest) == self.n and not isinstance(nest[0], torch.Tensor) for nest in lists
+        )
 
     def part(self, start: int, stop: int) -> "Inputs":
         """Of some of the examples: of every tensor that has as many rows as there are examples."""

@@ -426,7 +426,7 @@ def test_what_cannot_be_saved_does_not_hide_the_first_error(path, monkeypatch):
     with pytest.raises(Stop) as caught:
         compare(path, StopsAfter(images(40).split(10), 2))
     assert caught.value.partial.n_batches == 2
-    assert caught.value.__notes__ == ["what was measured until then could not be kept: no room"]
+    assert caught.value.__notes__ == ["the state could not be saved: no room"]
 
 
 def test_what_all_processes_have_is_not_saved_as_ones_own(path, monkeypatch):

@@ -264,6 +264,7 @@ class Small(nn.Module):
     def forward(self, x):
         if len(x) > self.at_most:
             self.network[:3](x)  # some layers have been captured by then
+            x.mul_(2)  # and the input was written to
             raise torch.OutOfMemoryError("CUDA out of memory")
         self.sizes.append(len(x))
         return self.network(x)
@@ -271,17 +272,17 @@ class Small(nn.Module):
 
 @pytest.mark.parametrize("inputs", [None, lambda x: {"x": x}], ids=["tensor", "keywords"])
 def test_a_batch_that_does_not_fit_is_run_in_halves_with_the_same_numbers(inputs):
-    data = [images(60, seed=1), images(60, seed=2), images(36, seed=3)]
+    data = [images(20, seed=4), images(60, seed=1), images(60, seed=2), images(36, seed=3)]
     small = Small(net(), 20)
     with pytest.warns(
-        CKAWarning, match="'a' ran out of memory with 60 images: from batch 0"
+        CKAWarning, match="'a' ran out of memory with 60 images: from batch 1"
     ) as told:
         found = fastcka.compare(small, data=data, layers_a="leaves", n=10, input_a=inputs)
     assert [re.search(r"given (\d+) at a time", str(one.message))[1] for one in told] == [
         "30",
         "20",
     ]
-    assert small.sizes == [20] * 6 + [20, 16]
+    assert small.sizes == [20] * 7 + [20, 16]
     expected = fastcka.compare(net(), data=data, layers_a="leaves", n=10)
     assert_close(found.cka, expected.cka, CKA)
     assert_close(found.stderr, expected.stderr, CKA)
@@ -292,6 +293,15 @@ def test_a_cka_batch_that_does_not_fit_is_told():
     with pytest.raises(torch.OutOfMemoryError) as caught:
         fastcka.compare(Small(net(), 8), data=[images(40)], layers_a="leaves", n=10)
     assert any("give a smaller `n`" in note for note in caught.value.__notes__)
+
+
+def test_captions_beside_images_are_not_cut_in_halves():
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        fastcka.compare(
+            Small(net(), 8), data=[(images(40), ["a word"] * 40)], layers_a="leaves", n=10,
+            forward_a=lambda model, batch: model(batch[0]),
+        )  # fmt: skip
+    assert "model 'a' is given lists, not cut in halves" in caught.value.__notes__
 
 
 # What is told

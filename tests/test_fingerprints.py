@@ -239,11 +239,49 @@ def test_damage_is_told_before_a_number(tmp_path):
             compare(Fingerprint(path))
 
 
+def test_images_without_names_of_their_own_are_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match="two batches have the same `ids`: every image of the data"
+    ):
+        fingerprint(tmp_path / "a.fp", ids=lambda batch: range(len(batch)))
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_says_how_a_model_runs_is_refused_for_a_fingerprint(tmp_path):
+    found = fingerprint(tmp_path / "a.fp")
+    with pytest.raises(ValueError, match="`layers_b` does nothing: `model_b` is a fingerprint"):
+        compare(net(), found, Data(), layers_b="leaves")
+    with pytest.raises(ValueError, match="`input_a` does nothing: `model_a` is a fingerprint"):
+        compare(found, input_a=lambda x: x)
+    with pytest.raises(TypeError, match="`model` is a fingerprint already"):
+        fingerprint(tmp_path / "b.fp", model=found)
+    compare(found, ids=Data().ids)  # two fingerprints need no names
+
+
+def test_what_was_told_of_a_model_is_told_again(tmp_path):
+    class Sorted(Data):
+        def __iter__(self):
+            return ((self.x[i], torch.full((len(i),), k)) for k, i in enumerate(self.order))
+
+    data = Sorted()
+    with pytest.warns(fastcka.CKAWarning, match="sorted by class"):
+        fingerprint(tmp_path / "a.fp", data, ids=lambda batch: data.ids(batch[0]), operand="bf16",
+                    about={"epochs": np.int64(3)})  # fmt: skip
+    with pytest.warns(fastcka.CKAWarning, match=r"^a.fp: batches are sorted by class"):
+        result = compare(tmp_path / "a.fp")
+    facts = result.meta["models"]["a"]
+    assert facts["measured"]["operand"] == "bf16"
+    assert facts["epochs"] == 3
+    with pytest.raises(TypeError, match=r"`about.x` must be a string, a number"):
+        fingerprint(tmp_path / "b.fp", about={"x": object()})
+
+
 def test_names_of_images_become_numbers():
     assert image_numbers(torch.tensor([5, -1])).tolist() == [5, -1]
     one, other = image_numbers(["a", "b"]).tolist()
     assert one != other
     assert image_numbers(["b"]).tolist() == [other]
+    assert image_numbers(np.array([7, 8])).tolist() == [7, 8]
 
 
 def test_files_are_known_by_their_contents(tmp_path):
@@ -300,6 +338,15 @@ def test_the_commands_write_and_compare_fingerprints(tmp_path, capsys):
     again = [*mixed_arguments(paths, usual, tmp_path), "--seed", "1"]
     assert main(again) == 1
     assert "in another order; it was made with batch_size 16, seed 0" in capsys.readouterr().err
+
+
+def test_fingerprints_on_the_command_line_hold_their_images(tmp_path, capsys):
+    folder = str(write_images(tmp_path / "images", 20, size=40))
+    path = str(tmp_path / "a.fp")
+    assert main(["fingerprint", "test_vit", "--data", folder, *SMALL, "--output", path]) == 0
+    capsys.readouterr()
+    assert main(["compare", path, "--data", folder, "--output", str(tmp_path / "out")]) == 1
+    assert "fingerprints hold their images: leave out --data" in capsys.readouterr().err
 
 
 def mixed_arguments(paths, usual, tmp_path):

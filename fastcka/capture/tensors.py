@@ -1,7 +1,7 @@
 """Tensors in what a module takes and returns."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 
 import torch
@@ -23,6 +23,18 @@ def tensors(nested) -> Iterator[torch.Tensor]:
     elif is_dataclass(nested) and not isinstance(nested, type):
         for field in fields(nested):
             yield from tensors(getattr(nested, field.name))
+
+
+def nests(nested) -> Iterator[Sequence]:
+    """Every tuple and list that is not empty, within mappings and each other."""
+    if isinstance(nested, Mapping):
+        nested = list(nested.values())
+        for value in nested:
+            yield from nests(value)
+    elif isinstance(nested, (tuple, list)) and nested:
+        yield nested
+        for value in nested:
+            yield from nests(value)
 
 
 def activation(nested) -> torch.Tensor | None:
