@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -30,6 +31,7 @@ from fastcka.output_folder import output_folder
 from fastcka.result import CKAResult, CKAResults
 from fastcka.summary import in_words, summary
 
+BLOCKS = ["blocks"]  # of --layers where nothing is said
 RESULT, FIGURES, SUMMARY = "result.safetensors", ("heatmap.png", "heatmap.pdf"), "summary.json"
 PARTIAL = "partial.safetensors"  # what there is of a result after an error
 STATE = "state.safetensors"  # what --resume goes on from; of each process, state-0-of-2.safetensors
@@ -57,7 +59,18 @@ def _is_finished(options: argparse.Namespace) -> bool:
     if not (options.resume and options.output) or options.overwrite:
         return False
     folder = Path(options.output)
-    return (folder / RESULT).exists() and not states(folder / STATE)
+    if not (folder / RESULT).exists() or states(folder / STATE):
+        return False
+    try:
+        command = json.loads((folder / SUMMARY).read_text())["provenance"]["command"]
+    except (OSError, ValueError, LookupError):
+        return False
+    return _asked(command.split()) == _asked(" ".join(sys.argv).split())
+
+
+def _asked(words: list[str]) -> list[str]:
+    """What a command asks for, however it was started."""
+    return [word for word in words[1:] if word != "--resume"]
 
 
 def _output_folder(options: argparse.Namespace, labels: list[str]):
@@ -86,6 +99,9 @@ def _run(
     everyone = networks(options, [named[label] for label in to_run], to_run)
     if not to_run and any((options.data, options.max_images, options.generate)):
         raise ValueError("fingerprints hold their images: leave out --data and what chooses of it")
+    chosen = dict(zip(labels, (options.layers_a, options.layers_b), strict=False))
+    if any(chosen.get(label) for label in measured) or (not to_run and options.layers != BLOCKS):
+        raise ValueError("the layers of a fingerprint are those that were stored: leave them out")
     data = images(options, folder, everyone, share) if to_run else None
     everyone = {label: measured.get(label) or everyone[label] for label in labels}
     if options.resume and not states(folder / STATE):

@@ -136,10 +136,12 @@ def compare(
     data = _data_for(models, data)
     if model_b is None and not (layers_b is data_b is input_b is forward_b is None):
         raise ValueError("there is no `model_b` for `layers_b`, `data_b`, `input_b` or `forward_b`")
-    _check_stored(models, estimator, gram, bandwidth)
+    _check_stored(models, estimator, gram, bandwidth, passes)
     layers_a = as_items(layers_a)
     _check_unused("model_a", model_a, input_a=input_a, forward_a=forward_a)
     _check_unused("model_b", model_b, layers_b=layers_b, input_b=input_b, forward_b=forward_b)
+    if isinstance(data, MeasuredBatches) and layers_a != as_items("blocks"):
+        raise ValueError("`layers_a` does nothing: the layers of fingerprints are those stored")
     ids = None if isinstance(data, MeasuredBatches) else ids
     stored = {"ids": ids, "operand": operand_dtype(operand), "device": _device(models, device)}
     common = {"autocast": autocast_dtype(autocast), "device": device}
@@ -249,7 +251,7 @@ def compare_many(
     for name, model in models.items():
         _check_model(f"models[{name!r}]", model)
     data = _data_for(list(models.values()), data)
-    _check_stored(list(models.values()), estimator, gram, bandwidth)
+    _check_stored(list(models.values()), estimator, gram, bandwidth, passes)
     stored = {
         "ids": None if isinstance(data, MeasuredBatches) else ids,
         "operand": operand_dtype(operand),
@@ -324,7 +326,7 @@ def fingerprint(
 
     Args:
         model, layers, input, forward, data and the other arguments: as in `compare`.
-        path: of the file.
+        path: of the file; an older one is replaced when all is measured.
         ids: from a batch to a name or number of each of its images, by which they are known again:
             a function of the batch alone. `fastcka.data.ImageBatches` give the hashes of their
             files.
@@ -413,8 +415,12 @@ def _data_for(models: list, data: Iterable | None) -> Iterable:
     return data
 
 
-def _check_stored(models: list, estimator: str, gram: str, bandwidth: float | None) -> None:
-    """Gram matrices on disk are of one kind."""
+def _check_stored(
+    models: list, estimator: str, gram: str, bandwidth: float | None, passes: int
+) -> None:
+    """Gram matrices on disk are of one kind, and of every image once."""
+    if passes != 1 and any(isinstance(model, Fingerprint) for model in models):
+        raise ValueError(f"`passes` is {passes}, but a fingerprint holds every image once")
     if gram == "rbf" and bandwidth is None:
         bandwidth = 1.0
     asked = {"estimator": estimator, "gram": gram, "bandwidth": bandwidth}

@@ -318,8 +318,7 @@ class Measured:
             if number is None:
                 raise ValueError(
                     f"batch {batch} of `data` holds other images than any batch of "
-                    f"{self.fingerprint.path}, or in another order; it was made with "
-                    f"{_how(self.fingerprint.meta)}"
+                    f"{self.fingerprint.path}, or in another order{_how(self.fingerprint.meta)}"
                 )
             found.append(self.fingerprint.stack(number, self._operand, self.device))
         return found
@@ -358,4 +357,5 @@ def _how(meta: Mapping) -> str:
     told = {"n": meta.get("n")} | {
         name: data.get(name) for name in ("batch_size", "seed", "files_used")
     }
-    return ", ".join(f"{name} {value}" for name, value in told.items() if value is not None)
+    known = ", ".join(f"{name} {value}" for name, value in told.items() if value is not None)
+    return f"; it was made with {known}" if known else ""

@@ -129,6 +129,9 @@ def _chance(result: CKAResult) -> str:
     if len(result.models) == 1:
         p = p[np.tril_indices(len(p), -1)]
     p = p[np.isfinite(p)]
+    least = len(result.null) + 1
+    if least < 20:
+        return f"  p is 1/{least} at best: {least - 1} random orders are too few to tell"
     return f"  p <= 0.05 in {np.count_nonzero(p <= 0.05)} of {p.size} pairs of layers"
 
 

@@ -348,13 +348,17 @@ def test_an_unfinished_run_is_passed_over_or_resumed_or_replaced(
     assert not (second / STATE).exists()
 
 
-def test_who_always_resumes_is_told_when_all_is_done(images, tmp_path, capsys):
+def test_who_always_resumes_is_told_when_all_is_done(images, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["fastcka", "compare", CNN, "--resume"])
     compare(CNN, "--resume", images=images, output=tmp_path)
     assert "there is nothing to resume in" in capsys.readouterr().err
     before = (tmp_path / "result.safetensors").read_bytes()
     compare(CNN, "--resume", images=images, output=tmp_path)
     assert f"there is nothing to resume: {tmp_path} is finished" in capsys.readouterr().err
     assert (tmp_path / "result.safetensors").read_bytes() == before
+    monkeypatch.setattr(sys, "argv", ["fastcka", "compare", CNN, "--seed", "1", "--resume"])
+    compare(CNN, "--seed", "1", "--resume", images=images, output=tmp_path, expect=1)
+    assert "result.safetensors is there already" in capsys.readouterr().err
 
 
 def test_a_run_that_was_killed_while_it_cleaned_up_is_finished_by_resuming(

@@ -43,9 +43,9 @@ def fingerprint(path, data=None, model=None, **options):
 
 
 def compare(a, b=None, data=None, **options):
-    options = {"layers_a": "leaves", "progress": False} | options
+    options = {"progress": False} | options
     if data is not None:
-        options["ids"] = data.ids
+        options = {"layers_a": "leaves", "ids": data.ids} | options
     return fastcka.compare(a, b, data, **options)
 
 
@@ -255,7 +255,11 @@ def test_what_says_how_a_model_runs_is_refused_for_a_fingerprint(tmp_path):
         compare(found, input_a=lambda x: x)
     with pytest.raises(TypeError, match="`model` is a fingerprint already"):
         fingerprint(tmp_path / "b.fp", model=found)
-    compare(found, ids=Data().ids)  # two fingerprints need no names
+    fastcka.compare(found, ids=Data().ids)  # two fingerprints need no names
+    with pytest.raises(ValueError, match="`layers_a` does nothing: the layers of fingerprints are"):
+        fastcka.compare(found, layers_a=["1"])
+    with pytest.raises(ValueError, match="`passes` is 2, but a fingerprint holds every image once"):
+        fastcka.compare(found, passes=2)
 
 
 def test_what_was_told_of_a_model_is_told_again(tmp_path):
@@ -347,6 +351,9 @@ def test_fingerprints_on_the_command_line_hold_their_images(tmp_path, capsys):
     capsys.readouterr()
     assert main(["compare", path, "--data", folder, "--output", str(tmp_path / "out")]) == 1
     assert "fingerprints hold their images: leave out --data" in capsys.readouterr().err
+    for chosen in (["--layers", "leaves"], ["--layers-a", "blocks.0"]):
+        assert main(["compare", path, *chosen, "--output", str(tmp_path / "out")]) == 1
+        assert "the layers of a fingerprint are those that were stored" in capsys.readouterr().err
 
 
 def mixed_arguments(paths, usual, tmp_path):

@@ -105,6 +105,10 @@ def test_chance_and_measures_beside_cka_are_told():
         result([[0.1, 0.7]]), null=np.tile([0.2, 0.1], (39, 1, 1)), also={"cknna": np.eye(1, 2)}
     )
     assert in_words(with_null).splitlines()[-1] == "  p <= 0.05 in 1 of 2 pairs of layers"
+    few = replace(with_null, null=with_null.null[:10])
+    assert in_words(few).splitlines()[-1] == (
+        "  p is 1/11 at best: 10 random orders are too few to tell"
+    )
     pair = summary(with_null)["pairs"][0]
     assert pair["p_values"] == [[1.0, 0.025]]
     assert pair["also"] == {"cknna": [[1.0, 0.0]]}
