@@ -80,6 +80,12 @@ def test_fingerprints_give_the_numbers_of_models_that_run(tmp_path, dtype, optio
     assert_close(itself.cka.diagonal().copy(), np.ones(len(a.layers)), FLOAT64)
 
 
+@pytest.mark.parametrize("dtype", ROUNDED)
+def test_two_fingerprints_of_one_model_are_equal_though_they_are_rounded(tmp_path, dtype):
+    a, b = (fingerprint(tmp_path / name, dtype=dtype) for name in ("a.fp", "b.fp"))
+    assert_close(np.diag(compare(a, b).cka).copy(), np.ones(len(a.layers)), FLOAT64)
+
+
 def test_a_fingerprint_says_what_it_is(tmp_path):
     found = fingerprint(tmp_path / "a.fp", about={"name": "mine"})
     assert repr(found) == "Fingerprint(mine, 7 layers, 70 images in 4 batches)"

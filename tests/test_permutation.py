@@ -43,6 +43,9 @@ def test_p_values_count_what_is_as_large():
     assert p_values(np.array([0.5]), null) == [1 / 5]
     assert p_values(np.array([0.3]), null) == [3 / 5]
     assert p_values(np.array([0.0]), null) == [1]
+    for observed in (0.3, -0.3):  # the same number, added up in another order
+        short = np.array([[np.nextafter(observed, -1)], [observed - 1e-9]])
+        assert p_values(np.array([observed]), short) == [2 / 3]
     assert np.isnan(p_values(np.array([np.nan]), null)).all()
     cells = np.array([[[0.1, 0.9]], [[0.5, 0.2]], [[0.3, 0.3]]])  # the largest: 0.9, 0.5, 0.3
     assert p_value_of(np.max, np.array([[0.4, 0.6]]), cells) == 2 / 4
