@@ -89,7 +89,7 @@ def compare(
         estimator, weighting, gram, bandwidth, operand, backend: as for `MinibatchCKA`.
         calibrate: measure too what CKA would be by chance, with the images in 200 random orders, or
             in so many: see `CKAResult.p_values` and `calibrated`. Costs as many times the products
-            of all pairs: with n = 64 and blocks of two networks some milliseconds a batch.
+            of all pairs.
         also: measures beside CKA, by name: see `CKAResult.also`.
         autocast: "fp16" or "bf16" runs the models in that type; None as they are.
         device: where they run; None is where they are.

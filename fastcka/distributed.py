@@ -75,6 +75,6 @@ def shared() -> Share:
 
 
 @lru_cache(maxsize=1)
-def _on_cpu(world: dist.ProcessGroup) -> dist.ProcessGroup:
+def _on_cpu(world: "dist.ProcessGroup") -> "dist.ProcessGroup":  # some builds of torch have none
     """A group that exchanges what lies on the CPU, made once."""
     return world if dist.get_backend(world) == "gloo" else dist.new_group(backend="gloo")
