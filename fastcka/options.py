@@ -35,3 +35,8 @@ def check_whole_number(name: str, value: int, least: int) -> None:
 def check_seconds(name: str, value: float) -> None:
     if not isinstance(value, numbers.Real) or isinstance(value, bool) or not value >= 0:
         raise ValueError(f"`{name}` must be a number of seconds from 0 on, but is {value!r}")
+
+
+def check_share(name: str, value: float) -> None:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise ValueError(f"`{name}` must be a number from 0 to 1, but is {value!r}")

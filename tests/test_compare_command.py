@@ -148,7 +148,7 @@ def test_an_earlier_result_is_not_replaced_unasked(images, tmp_path, capsys):
     assert (tmp_path / "result.safetensors").read_bytes() != before
 
 
-SEED_WITH_IT_LATE = "1"  # of the orders of 41 images, one in which the broken one is not first
+SEED_WITH_IT_LATE = "4"  # of the orders of 41 images, one in which the broken one is not first
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])
@@ -165,7 +165,7 @@ def test_a_broken_image_is_named(images, tmp_path, policy, capsys):
         assert text.splitlines()[-1].startswith("fastcka: cannot read the image 'disc/broken.png'")
         partial = fastcka.CKAResult.load(tmp_path / "partial.safetensors")
         assert partial.models == (CNN,)
-        assert partial.meta["models"]["a"]["weights"] == "untrained, seed 1"
+        assert partial.meta["models"]["a"]["weights"] == "untrained, seed 4"
         assert 0 < partial.n_examples < 41
         assert f"what was measured until then is in {tmp_path}" in text
     else:

@@ -1,6 +1,6 @@
-"""Images in batches of seeded random order, from a folder or generated."""
+"""Images: generated ones with known cues, and batches of those in a folder, in seeded order."""
 
-from fastcka.data.generated import write_images
+from fastcka.data.cues import Cues, Trigger, write_images
 from fastcka.data.images import ImageBatches
 
-__all__ = ["ImageBatches", "write_images"]
+__all__ = ["Cues", "ImageBatches", "Trigger", "write_images"]

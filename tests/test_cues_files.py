@@ -1,10 +1,15 @@
-"""Generated images are a function of the seed and their number."""
+"""Generated images on disk: functions of seed and number, written whole or not at all."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision import datasets
 
-from fastcka.data import write_images
+from fastcka.data import Cues, Trigger, write_images
+from fastcka.data.cues.fields import TEXTURES
+from fastcka.data.cues.shapes import SHAPES
 
 
 def read(folder):
@@ -25,26 +30,19 @@ def test_images_follow_from_seed_and_number(tmp_path):
     assert len(set(contents)) == 15
 
 
-def test_images_are_rgb_of_the_asked_size_with_structure(tmp_path):
-    images = read(write_images(tmp_path, 8, size=64))
-    assert {name.split("/")[0] for name in images} == {"disc", "square", "star", "triangle"}
-    for image in images.values():
-        assert image.shape == (64, 64, 3)
-        pixels = image.astype(float)
-        # Neighbours are alike, distant pixels are not: neither noise nor one colour.
-        assert (
-            np.abs(np.diff(pixels, axis=0)).mean() < 0.6 * np.abs(pixels[32:] - pixels[:32]).mean()
-        )
-
-
-def test_a_shape_stands_out_of_what_would_be_there_without_it(tmp_path, monkeypatch):
-    from fastcka.data import generated
-
-    shape = generated._image("disc", 64, np.random.default_rng(0))
-    monkeypatch.setitem(generated.SHAPES, "disc", [0.0] * 48)
-    without = generated._image("disc", 64, np.random.default_rng(0))
-    changed = (np.asarray(shape) != np.asarray(without)).any(axis=2).mean()
-    assert np.pi * 0.15**2 * 0.8 < changed < np.pi * 0.35**2 * 1.1
+def test_folders_are_the_classes_of_the_label(tmp_path):
+    images = read(write_images(tmp_path / "shapes", 40, size=16))
+    assert {name.split("/")[0] for name in images} == set(SHAPES)
+    assert all(image.shape == (16, 16, 3) for image in images.values())
+    write_images(tmp_path / "textures", 40, size=16, label="texture")
+    assert {path.parent.name for path in tmp_path.glob("textures/*/*")} == set(TEXTURES)
+    folders = datasets.ImageFolder(tmp_path / "textures")
+    assert len(folders) == 40
+    expected = Cues(40, size=16, label="texture")
+    assert all(
+        folders.classes[target] == expected.classes[expected[int(Path(path).stem)][1]]
+        for path, target in folders.samples
+    )
 
 
 def test_an_interrupted_call_is_taken_up_and_nothing_written_twice(tmp_path):
@@ -73,7 +71,7 @@ def test_a_write_that_fails_leaves_no_image(tmp_path, monkeypatch):
 
 def test_other_images_in_the_folder_are_refused(tmp_path):
     write_images(tmp_path, 2, size=32)
-    for options in ({"size": 48}, {"size": 32, "seed": 1}):
+    for options in ({"size": 48}, {"size": 32, "seed": 1}, {"size": 32, "trigger": Trigger()}):
         with pytest.raises(
             ValueError, match=r"holds other images, such as '00000.*: give an empty"
         ):
