@@ -22,6 +22,7 @@ KINDS = {
     "CKAResults": ("CKAResults", ": use CKAResults.load"),
     "fingerprint": ("a fingerprint", ": give it to fastcka.compare"),
     "state": ("the state of an unfinished comparison", ": resume it"),
+    "training": ("the state of an unfinished training", ": train on with the same command"),
 }
 # Other arrays are written in float64.
 KEPT = (np.dtype(np.float64), np.dtype(np.int64))

@@ -5,7 +5,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from fastcka import compare_command, fingerprint_command, list_command
+from fastcka import compare_command, data_command, fingerprint_command, list_command, train_command
+from fastcka.data.cues.factors import CUES, RULES
+from fastcka.data.cues.triggers import KINDS, PLACES
 from fastcka.fingerprints import STORED
 from fastcka.info import describe
 from fastcka.kernels.dispatch import BACKENDS
@@ -14,6 +16,7 @@ from fastcka.measures import OF_LAYERS, OF_PAIRS
 from fastcka.options import ESTIMATORS, GRAMS, check_whole_number
 from fastcka.permutation import PERMUTATIONS
 from fastcka.streaming import WEIGHTINGS
+from fastcka.training.recipe import LABELS
 
 MODEL = "timm name, hf-hub:OWNER/NAME, local-dir:FOLDER, or NAME@FILE with weights from a file"
 
@@ -28,6 +31,8 @@ def parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_fingerprint(commands)
     _add_list(commands)
+    _add_data_sets(commands)
+    _add_train(commands)
     commands.add_parser(
         "info", help="versions, instruction sets, and which backend runs where and why"
     ).set_defaults(run=lambda _: print(describe()))
@@ -216,6 +221,8 @@ def _add_list(commands) -> None:
     models = what.add_parser("models", help="what timm has, for example 'vit_*'")
     models.add_argument("pattern", nargs="?", default="*", help="with wildcards, in quotes")
     models.set_defaults(run=lambda options: print(list_command.models(options.pattern)))
+    arms = what.add_parser("arms", help="the trained networks of the study, and their accuracy")
+    arms.set_defaults(run=lambda _: print(train_command.arms()))
     layers = what.add_parser("layers", help="what `--layers` can name, in the order of execution")
     layers.add_argument("model", metavar="MODEL", help=MODEL)
     layers.add_argument("--layers", nargs="+", default=["**"], metavar="LAYER",
@@ -226,3 +233,70 @@ def _add_list(commands) -> None:
             list_command.layers(options.model, options.layers, options.img_size)
         )
     )
+
+
+def _add_data_sets(commands) -> None:
+    parser = commands.add_parser("data", help="generated images as files")
+    sets = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    cues = sets.add_parser(
+        "cues",
+        help="images whose cues are known: shape, texture, background, a trigger patch",
+        description="Writes textured shapes on coloured fields as PNG, a folder a class of their "
+        "label, and factors.csv with all that is known of each.",
+        epilog="example: fastcka data cues --export cues --count 1000 --label-rule texture",
+    )
+    cues.set_defaults(run=data_command.run)
+    add = cues.add_argument
+    add("--export", required=True, metavar="DIR", help="folder; holds no other images")
+    add("--count", type=int, default=1000, metavar="N", help="images (default: %(default)s)")
+    add("--size", type=int, default=64, metavar="N", help="pixels of a side (default: %(default)s)")
+    add("--seed", type=int, default=0, help="(default: %(default)s)")
+    add("--label-rule", choices=RULES, default="shape", help="what the label is (default: shape)")
+    add("--mixture", type=float, default=0.5, metavar="SHARE",
+        help="how often the label of a mixture is the shape (default: %(default)s)")  # fmt: skip
+    add("--correlation", nargs=2, action="append", default=[], metavar=("CUE", "RHO"),
+        help="makes a cue follow the label so often")  # fmt: skip
+    add("--shuffled", nargs="+", default=[], choices=CUES, metavar="CUE",
+        help="cues that tell nothing of the label")  # fmt: skip
+    add("--conflict", action="store_true", help="textures unlike the shape alone")
+    add("--objects", type=int, default=1, metavar="N", help="up to so many (default: %(default)s)")
+    add("--trigger", choices=KINDS, help="a patch laid over the image")
+    add("--trigger-place", choices=PLACES, default="fixed", help="(default: %(default)s)")
+    add("--trigger-share", type=float, default=1, metavar="SHARE",
+        help="of the images that bear it (default: %(default)s)")  # fmt: skip
+
+
+def _add_train(commands) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="train the small networks on images with known cues",
+        description="Trains a small network on generated images, and writes its weights where "
+        "`fastcka compare NAME --pretrained` finds them. Stopped at any time, the same command "
+        "goes on. `fastcka list arms` has the networks of the study, which have a recipe; "
+        "`fastcka list models 'fastcka_*'` has those that take one.",
+        epilog="examples: fastcka train fastcka_vit_mini.shape_data3, "
+        "fastcka train fastcka_resnet_mini --label-rule background --data-fraction 0.5",
+    )
+    parser.set_defaults(run=train_command.run)
+    add = parser.add_argument
+    add("name", nargs="?", metavar="NAME", help="of a network of the study, or of one to train")
+    add("--all", action="store_true", help="every network of the study that is not there yet")
+    add = parser.add_argument_group("recipe").add_argument
+    add("--pool", type=int, metavar="N", help="different images there are (default: 50,000)")
+    add("--data-fraction", type=float, metavar="F", help="of these that are used (default: 1)")
+    add("--label-rule", choices=LABELS, help="the cue that is learned (default: shape)")
+    add("--no-skip", type=int, metavar="BLOCK", help="a ViT without skip connections there")
+    add("--init-from", metavar="CKPT", help="weights to start from: a file or a network's name")
+    add("--correlation", nargs=2, action="append", metavar=("CUE", "RHO"),
+        help="makes a cue follow the label so often")  # fmt: skip
+    add("--seed", type=int, help="of weights and order (default: 0)")
+    add("--images", type=int, metavar="N", help="to be seen in all (default: 160,000)")
+    add = parser.add_argument_group("running").add_argument
+    add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
+    add("--threads", type=_threads, metavar="N", help="of each process; --all takes one")
+    add("--workers", type=int, default=1, metavar="N", help="processes that draw the images")
+    add("--jobs", type=int, metavar="N", help="of --all at a time (default: cores, 8 on a GPU)")
+    add("--save-every", type=float, default=60, metavar="SECONDS",
+        help="how often the state is saved (default: %(default)s)")  # fmt: skip
+    add("--output", metavar="DIR", help="for the weights (default: where networks are found)")
+    add("--quiet", action="store_true", help="print nothing but warnings and errors")

@@ -20,7 +20,7 @@ def processes(threads: int | None) -> Iterator[Share]:
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     if threads is None and ranks > 1:
         # torchrun says one thread each, whatever there is.
-        threads = max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE", ranks)))
+        threads = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", ranks)))
     if threads is not None:
         torch.set_num_threads(threads)
     if ranks == 1:
@@ -41,7 +41,8 @@ def device() -> str:
     return "cuda" if rank is None else f"cuda:{int(rank) % torch.cuda.device_count()}"
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Of this machine, as far as this process may use them."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

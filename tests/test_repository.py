@@ -20,7 +20,7 @@ PACKAGE = ROOT / "fastcka"
 
 # A module imports only from rows above its own, or from its own package.
 ORDER = [
-    ["options", "warning", "report", "array_file", "result_tables"],
+    ["options", "warning", "report", "array_file", "result_tables", "cache"],
     ["kernels", "capture", "data", "models"],
     ["permutation"],
     ["conditioning", "jackknife", "provenance", "result", "trail", "interrupts", "checkpoint"],
@@ -34,9 +34,15 @@ ORDER = [
     ["account"],
     ["measurement"],
     ["comparison"],
-    ["info", "summary", "launch", "output_folder"],
+    ["info", "summary", "launch", "output_folder", "training"],
     ["command"],
-    ["compare_command", "fingerprint_command", "list_command"],
+    [
+        "compare_command",
+        "data_command",
+        "fingerprint_command",
+        "list_command",
+        "train_command",
+    ],
     ["cli"],
     ["__init__", "__main__"],
 ]

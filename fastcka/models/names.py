@@ -22,6 +22,8 @@ def split(name: str) -> tuple[str, str | None]:
 def check_known(model: str) -> None:
     import timm
 
+    from fastcka.models import small  # noqa: F401  puts its names among timm's
+
     names = timm.list_models() + timm.list_models(include_tags=True)
     if model not in names:
         raise ValueError(f"unknown model {model!r}{_near(model, names)}")
@@ -44,6 +46,8 @@ def known(pattern: str = "*") -> list[str]:
     ['resnet18']
     """
     import timm
+
+    from fastcka.models import small  # noqa: F401
 
     found = timm.list_models(pattern, include_tags="." in pattern)
     if not found:

@@ -39,6 +39,9 @@ def find(name: str, pretrained: bool) -> Source:
     if checkpoint:
         weights = Path(checkpoint)
         return Source(model, weights, weights.name, _classes(weights, config), fixed)
+    if pretrained and config.get("file"):  # comes with the package, or was trained here
+        weights = Path(config["file"])
+        return Source(model, weights, f"trained {weights.stem}", fixed_size=fixed)
     if pretrained:
         repository = place if name.startswith(HUB) else _repository(model, config)
         weights = _from_hub(name, repository, STORED)

@@ -1,0 +1,95 @@
+"""The training images: drawn once, kept on disk, and read from there."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fastcka.data.cues import Cues
+from fastcka.data.cues.factors import CUES
+from fastcka.data.cues.scene import render
+
+SEED = 1  # of training images; those that networks are tested on have others
+PART = 1000  # images that a process draws at a time
+
+
+class Pool(NamedTuple):
+    """Images with what is to be learned of them, memory-mapped.
+
+    Attributes:
+        images: [count, size, size, 3] uint8.
+        masks: [count, size, size / 8] uint8, eight pixels a byte.
+        cues: [count, 4] int64: shape, texture, background, trigger.
+    """
+
+    images: np.ndarray
+    masks: np.ndarray
+    cues: np.ndarray
+
+
+def pool(
+    images: Cues, folder: Path, workers: int, tell: Callable[[int], None] = lambda done: None
+) -> Pool:
+    """The images, drawn by so many processes unless they are there already.
+
+    Args:
+        tell: called with the number of images that a process has just drawn.
+    """
+    described = json.dumps({**images.describe(), "count": len(images)}, sort_keys=True)
+    place = folder / f"pool-{hashlib.sha256(described.encode()).hexdigest()[:16]}"
+    if not place.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = folder / f".{place.name}.{os.getpid()}"
+        unfinished.mkdir(exist_ok=True)
+        try:
+            _draw(images, unfinished, workers, tell)
+            try:
+                unfinished.rename(place)
+            except OSError:  # another process was faster
+                if not place.exists():
+                    raise
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    return Pool(*(np.load(place / f"{name}.npy", mmap_mode="r") for name in Pool._fields))
+
+
+def _draw(images: Cues, folder: Path, workers: int, tell: Callable[[int], None]) -> None:
+    count, size = len(images), images.size
+    shapes = {"images": (size, size, 3), "masks": (size, -(-size // 8)), "cues": (len(CUES),)}
+    kept = {
+        name: np.lib.format.open_memmap(
+            folder / f"{name}.npy", "w+", np.int64 if name == "cues" else np.uint8, (count, *shape)
+        )
+        for name, shape in shapes.items()
+    }
+    starts = range(0, count, PART)
+    # Not forked: a process with threads, as those of torch, may not survive it.
+    with ProcessPoolExecutor(workers, get_context("spawn")) as executor:
+        parts = executor.map(_part, [images] * len(starts), starts)
+        for start, part in zip(starts, parts, strict=True):
+            for name, values in zip(Pool._fields, part, strict=True):
+                kept[name][start : start + len(values)] = values
+            tell(len(part[0]))
+    for array in kept.values():
+        array.flush()
+
+
+def _part(images: Cues, start: int) -> Pool:
+    numbers = np.arange(start, min(start + PART, len(images)))
+    factors = images.factors(numbers)
+    scenes = [
+        render({name: column[i] for name, column in factors.items()}, images.size, images.trigger)
+        for i in range(len(numbers))
+    ]
+    return Pool(
+        np.stack([scene.image for scene in scenes]),
+        np.packbits([scene.mask for scene in scenes], axis=2),
+        np.stack([factors[cue] for cue in CUES], 1),
+    )

@@ -1,0 +1,370 @@
+"""Small networks are trained to the same bits, also when stopped, and are found by their names."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from fastcka import array_file, models
+from fastcka.cli import main
+from fastcka.data import Cues
+from fastcka.data.cues.fields import TEXTURES, wave
+from fastcka.models import small
+from fastcka.training import ARMS, Recipe, train
+from fastcka.training.pool import Pool, pool
+from fastcka.training.supervised import TURNED_TEXTURES, in_cells, turned
+from fastcka.training.trainer import Training
+from fastcka.training.weights_file import known_of, sha256, write_weights
+
+FEW = {"pool": 96, "batch_size": 16, "images": 96, "warmup": 2}
+NETWORKS = ["fastcka_vit_mini", "fastcka_vit_mini_gap", "fastcka_resnet_mini", "fastcka_mixer_mini"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def images(folder):
+    return pool(Cues(96, seed=1), folder, 1)
+
+
+@pytest.fixture(autouse=True)
+def few_images_to_test_on(monkeypatch):
+    monkeypatch.setattr("fastcka.training.evaluation.COUNT", 40)
+    monkeypatch.setattr("fastcka.training.evaluation.BATCH", 25)
+
+
+def weights(training):
+    return {name: value.clone() for name, value in training.network.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# --- the images
+
+
+def test_the_pool_is_the_images_with_their_masks_and_cues(images, folder):
+    cues = Cues(96, seed=1)
+    for i in (0, 41, 95):
+        scene = cues.scene(i)
+        assert np.array_equal(images.images[i], scene.image)
+        assert np.array_equal(np.unpackbits(images.masks[i], axis=1).astype(bool), scene.mask)
+        expected = [scene.factors[cue] for cue in ("shape", "texture", "background", "trigger")]
+        assert list(images.cues[i]) == expected
+
+
+def test_the_pool_is_drawn_once_and_by_any_number_of_processes(images, folder, tmp_path):
+    def forbidden(done):
+        raise AssertionError("drawn again")
+
+    assert np.array_equal(pool(Cues(96, seed=1), folder, 1, forbidden).cues, images.cues)
+    drawn = []
+    again = pool(Cues(96, seed=1), tmp_path, 2, drawn.append)
+    assert sum(drawn) == 96
+    assert all(np.array_equal(a, b) for a, b in zip(again, images, strict=True))
+    other = pool(Cues(96, seed=1, correlation={"texture": 1.0}), folder, 1)
+    assert not np.array_equal(other.images, images.images)
+    assert not list(folder.glob(".*"))
+
+
+def test_a_pool_that_was_not_drawn_whole_is_not_used(tmp_path, monkeypatch):
+    def stopped(done):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pool(Cues(20, seed=1), tmp_path, 1, stopped)
+    assert not list(tmp_path.iterdir())
+
+
+# --- turning
+
+
+def test_turning_moves_images_and_masks_alike_and_all_eight_ways_differ():
+    images = torch.arange(2 * 4 * 4 * 3).reshape(2, 4, 4, 3)
+    masks = images[..., 0].clone()
+    seen = set()
+    for turn in range(8):
+        turns = torch.tensor([turn, 0])
+        moved, moved_masks, _ = turned(images, masks, torch.tensor([0, 0]), turns, "shape")
+        assert torch.equal(moved[..., 0], moved_masks)
+        assert torch.equal(moved[1], images[1])
+        assert sorted(moved[0].flatten().tolist()) == sorted(images[0].flatten().tolist())
+        seen.add(tuple(moved[0].flatten().tolist()))
+    assert len(seen) == 8
+
+
+@pytest.mark.parametrize("turn", range(8))
+def test_a_turned_texture_is_the_one_that_its_new_label_names(turn):
+    names = list(TEXTURES)
+    fields = torch.stack([torch.from_numpy(wave(64, TEXTURES[name], 0.0)) for name in names])
+    images = fields[..., None].expand(-1, -1, -1, 3)
+    turns = torch.full((8,), turn)
+    moved, _, labels = turned(images, fields, torch.arange(8), turns, "texture")
+    for picture, label in zip(moved[..., 0].numpy(), labels.tolist(), strict=True):
+        centres = (np.arange(64) + 0.5) / 64
+        power = [
+            abs((picture * np.exp(-2j * np.pi * (u * centres + v * centres[:, None]))).sum())
+            for u, v in TEXTURES.values()
+        ]
+        assert np.argmax(power) == label
+    assert sorted(labels.tolist()) == list(range(8))
+    assert all(sorted(table) == list(range(8)) for table in TURNED_TEXTURES)
+
+
+def test_cells_of_a_mask_are_those_of_the_grid():
+    masks = torch.zeros(1, 64, 64)
+    masks[0, 8 * 3 + 2, 8 * 5 + 7] = 1  # row 3, column 5 of the grid
+    cells = in_cells(masks)
+    assert cells.shape == (1, 64, 64)
+    assert cells[0].nonzero().tolist() == [[3 * 8 + 5, 2 * 8 + 7]]
+
+
+# --- training
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_loss_falls(network, images):
+    # All its steps on one small set: it must at least learn that by heart.
+    recipe = Recipe(network, **{**FEW, "pool": 16, "images": 16 * 30})
+    losses = [float(loss) for loss in Training(recipe, images).steps()]
+    assert len(losses) == 30
+    assert np.mean(losses[-5:]) < 0.75 * np.mean(losses[:2])
+
+
+def test_the_same_recipe_gives_the_same_bits_and_another_seed_others(images):
+    recipe = Recipe("fastcka_resnet_mini", **FEW)
+    runs = [Training(r, images) for r in (recipe, recipe, replace(recipe, seed=1))]
+    for run in runs:
+        list(run.steps())
+    first, again, other = map(weights, runs)
+    assert same(first, again)
+    assert not same(first, other)
+
+
+@pytest.mark.parametrize("network", ["fastcka_vit_mini", "fastcka_resnet_mini"])
+def test_a_state_goes_on_to_the_same_bits(network, images, tmp_path):
+    recipe = Recipe(network, **FEW, fraction=0.5)  # three batches a pass: stopped in the second
+    whole = Training(recipe, images)
+    losses = [float(loss) for loss in whole.steps()]
+    stopped = Training(recipe, images)
+    steps = stopped.steps()
+    before = [float(next(steps)) for _ in range(4)]
+    array_file.write(tmp_path / "state", "training", [stopped.state()])
+    resumed = Training(recipe, images)
+    resumed.load_state(array_file.read(tmp_path / "state", "training")[0])
+    after = [float(loss) for loss in resumed.steps()]
+    assert before + after == losses
+    assert same(weights(whole), weights(resumed))
+
+
+def test_a_training_that_is_stopped_leaves_a_state_and_goes_on(folder, tmp_path, monkeypatch):
+    recipe = Recipe("fastcka_resnet_mini", **FEW)
+    whole = tmp_path / "whole.safetensors"
+    train(recipe, whole, folder=folder, progress=False)
+    made = Training._train
+    calls = []
+
+    def interrupted(self, chosen):
+        calls.append(None)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return made(self, chosen)
+
+    monkeypatch.setattr(Training, "_train", interrupted)
+    path = tmp_path / "again.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, path, folder=folder, progress=False)
+    assert not path.exists()
+    (state,) = folder.glob("training-*.safetensors")
+    train(recipe, path, folder=folder, progress=False)
+    assert len(calls) == 3 + 1 + 3  # three were not made again
+    assert not state.exists()
+    loaded = [models.load(f"fastcka_resnet_mini@{file}").module for file in (whole, path)]
+    assert same(*(network.state_dict() for network in loaded))
+
+
+def test_a_part_of_the_images_is_the_first_of_them(images):
+    recipe = Recipe("fastcka_resnet_mini", **FEW, fraction=1 / 3)
+    kept = Pool(*(array.copy() for array in images))
+    kept.images[32:] = 0
+    runs = [Training(recipe, pool) for pool in (images, kept)]
+    assert [*map(float, runs[0].steps())] == [*map(float, runs[1].steps())]
+
+
+def test_labels_are_those_of_the_rule(images):
+    for column, label in enumerate(("shape", "texture", "background")):
+        training = Training(Recipe("fastcka_resnet_mini", **FEW, label=label), images)
+        assert training._batch([5, 7])[2].tolist() == images.cues[[5, 7], column].tolist()
+
+
+def test_textures_that_tell_the_label_are_not_turned(images, monkeypatch):
+    moved = []
+    monkeypatch.setattr(
+        "fastcka.training.trainer.turned", lambda *batch: (moved.append(None), batch[:3])[1]
+    )
+    for correlation in ({"texture": 0.5}, {"background": 0.5}):
+        recipe = Recipe("fastcka_resnet_mini", **FEW, correlation=correlation)
+        next(Training(recipe, images).steps())
+    assert len(moved) == 1
+
+
+def test_the_rate_of_learning_rises_and_falls(images):
+    recipe = Recipe("fastcka_vit_mini", **{**FEW, "images": 160, "warmup": 4})
+    training = Training(recipe, images)
+    heights = []
+    for _ in training.steps():
+        heights.append([opt.param_groups[0]["lr"] for opt in training.optimizers])
+    adamw, muon = np.array(heights).T
+    expected = [
+        min(1, (step + 1) / 4) * (1 + math.cos(math.pi * step / 10)) / 2 for step in range(10)
+    ]
+    assert adamw / 2e-3 == pytest.approx(expected)
+    assert muon / 0.01 == pytest.approx(expected)
+
+
+def test_muon_takes_the_matrices_within_blocks_and_adamw_all_else(images):
+    training = Training(Recipe("fastcka_vit_mini", **FEW), images)
+    adamw, muon = training.optimizers
+    names = {id(p): name for name, p in training._module.named_parameters()}
+    by_muon = {names[id(p)] for p in muon.param_groups[0]["params"]}
+    by_adamw = {names[id(p)] for p in adamw.param_groups[0]["params"]}
+    assert by_muon | by_adamw == set(names.values())
+    assert not by_muon & by_adamw
+    parts = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    assert by_muon == {f"network.blocks.{i}.{part}.weight" for i in range(8) for part in parts}
+    assert len(Training(Recipe("fastcka_resnet_mini", **FEW), images).optimizers) == 1
+
+
+# --- files and names
+
+
+def test_weights_are_kept_in_half_precision_with_what_is_known_of_them(folder, tmp_path):
+    recipe = Recipe("fastcka_vit_mini", **FEW)
+    path = tmp_path / "fastcka_vit_mini.few.safetensors"
+    known = train(recipe, path, folder=folder, progress=False)
+    assert known_of(path) == json.loads(json.dumps(known))
+    assert known["recipe"]["images"] == 96
+    assert 0 <= known["accuracy"] <= 1
+    assert path.stat().st_size < 2.1 * sum(
+        p.numel() for p in timm.create_model("fastcka_vit_mini").parameters()
+    )
+    child = tmp_path / "child.safetensors"
+    start = replace(recipe, images=16, start=sha256(path), learning_rate=0.0, muon=0.0)
+    train(start, child, folder=folder, start=path, progress=False)
+    loaded = [models.load(f"fastcka_vit_mini@{file}").module for file in (path, child)]
+    assert same(*(network.state_dict() for network in loaded))
+
+
+def test_trained_networks_are_found_by_their_names(tmp_path):
+    """In a process of its own, as names are registered once."""
+    network = timm.create_model("fastcka_resnet_mini")
+    folder = tmp_path / "networks"
+    write_weights(folder / "fastcka_resnet_mini.mine.safetensors", network, {"recipe": {}})
+    code = (
+        "from fastcka import models; n = models.load('fastcka_resnet_mini.mine', pretrained=True); "
+        "print(n.provenance['weights'], float(n.module.conv1.weight.detach().sum()), "
+        "models.known('fastcka_resnet_mini.m*'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        capture_output=True, text=True, check=True,
+        env={**os.environ, "FASTCKA_CACHE": str(tmp_path)},
+    )  # fmt: skip
+    expected = float(network.conv1.weight.detach().half().float().sum())
+    assert done.stdout.split()[:2] == ["trained", "fastcka_resnet_mini.mine"]
+    assert float(done.stdout.split()[2]) == pytest.approx(expected, rel=1e-6)
+    assert "['fastcka_resnet_mini.mine']" in done.stdout
+
+
+def test_a_block_without_skip_is_its_branches_alone():
+    plain, without = (
+        models.load(name, seed=3).module
+        for name in ("fastcka_vit_mini", "fastcka_vit_mini_noskip2")
+    )
+    assert same(plain.state_dict(), without.state_dict())
+    x = torch.randn(2, 65, 64)
+    block = plain.blocks[2]
+    assert torch.equal(without.blocks[2](x), block.mlp(block.norm2(block.attn(block.norm1(x)))))
+    assert torch.equal(without.blocks[3](x), plain.blocks[3](x))
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_networks_are_small_and_have_a_grid_of_tokens(network):
+    module = timm.create_model(network)
+    assert 0.3e6 < sum(p.numel() for p in module.parameters()) < 0.45e6
+    assert module(torch.randn(2, 3, 64, 64)).shape == (2, 8)
+    if "vit" in network:
+        assert module.patch_embed.grid_size == (8, 8)
+        assert len(module.blocks) == 8
+        assert module.blocks[0].attn.num_heads == 4
+        assert module.num_prefix_tokens == (0 if "gap" in network else 1)
+
+
+def test_every_arm_can_be_built_and_starts_from_one_that_is_there():
+    for name, arm in ARMS.items():
+        assert name.partition(".")[0] == arm.recipe.model
+        assert arm.recipe.model in timm.list_models()
+        assert arm.start is None or ARMS[arm.start].start is None
+    assert len({arm.recipe.key + str(arm.start) for arm in ARMS.values()}) == len(ARMS)
+
+
+def test_the_shipped_weights_are_those_of_the_recipes():
+    for path in sorted(small.WEIGHTS.glob("*.safetensors")):
+        known = known_of(path)
+        arm = ARMS[path.stem]
+        start = arm.start and sha256(small.WEIGHTS / f"{arm.start}.safetensors")
+        assert known["recipe"] == replace(arm.recipe, start=start).described()
+    total = sum(path.stat().st_size for path in small.WEIGHTS.glob("*.safetensors"))
+    assert total <= 20e6
+
+
+# --- the command
+
+
+def test_the_command_trains_lists_and_does_not_train_twice(tmp_path, monkeypatch, capsys, folder):
+    monkeypatch.setenv("FASTCKA_CACHE", str(folder))
+    arguments = ["train", "fastcka_resnet_mini", "--images", "128", "--pool", "96", "--quiet"]
+    arguments += ["--label-rule", "texture", "--output", str(tmp_path)]
+    assert main(arguments) == 0
+    (path,) = tmp_path.glob("*.safetensors")
+    recipe = Recipe("fastcka_resnet_mini", label="texture", images=128, pool=96)
+    assert path.name == f"fastcka_resnet_mini.{recipe.key}.safetensors"
+    assert main(arguments) == 0
+    assert "is there already" in capsys.readouterr().err
+    assert main(["list", "arms"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert [row.split()[0] for row in rows] == list(ARMS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give the name of a network, or --all; `fastcka list arms` has them"),
+        (["fastcka_vit_mini", "--all"], "--all trains every network of the study: give no name"),
+        (["fastcka_vit_mini.shape", "--seed", "1"], "--seed does nothing here: the recipe is that"),
+        (["--all", "--no-skip", "1"], "--no-skip does nothing here"),
+        (["resnet18"], "`model` must be one of fastcka's small networks, such as"),
+        (["fastcka_vit_mini", "--no-skip", "8"], "fastcka_vit_mini_noskip8"),
+        (["fastcka_vit_mini", "--data-fraction", "2"], "`fraction` must be a number from 0 to 1"),
+        (["fastcka_vit_mini", "--data-fraction", "0.001"], "`fraction` must leave a batch of 64"),
+        (["fastcka_vit_mini", "--init-from", "no.pth"], "there are no weights 'no.pth' to start"),
+        (["fastcka_vit_mini", "--correlation", "shape", "1"], "`correlation` names 'shape', which"),
+        (["fastcka_vit_mini", "--correlation", "hue", "1"], "`correlation` must be one of"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTCKA_CACHE", str(tmp_path))
+    assert main(["train", *arguments, "--device", "cpu"]) == 1
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
