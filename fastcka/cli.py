@@ -247,7 +247,8 @@ def _add_data_sets(commands) -> None:
     )
     cues.set_defaults(run=data_command.run)
     add = cues.add_argument
-    add("--export", required=True, metavar="DIR", help="folder; holds no other images")
+    add("--export", metavar="DIR", help="folder; holds no other images")
+    add("--sheet", metavar="FILE", help="a picture of the first images of every class")
     add("--count", type=int, default=1000, metavar="N", help="images (default: %(default)s)")
     add("--size", type=int, default=64, metavar="N", help="pixels of a side (default: %(default)s)")
     add("--seed", type=int, default=0, help="(default: %(default)s)")

@@ -11,6 +11,7 @@ from fastcka import cache
 from fastcka.command import tell
 from fastcka.launch import cores, device, processes
 from fastcka.training import ARMS, Recipe, train
+from fastcka.training.card import card
 from fastcka.training.weights_file import known_of, sha256
 
 # Options that make a recipe; those of an arm are fixed.
@@ -147,5 +148,6 @@ def _all(options: argparse.Namespace, folder: Path) -> None:
                 for waiting in running:
                     waiting.cancel()
                 raise
+    (folder / "README.md").write_text(card(folder))
     if failed:
         raise RuntimeError(f"not trained: {', '.join(failed)}; the same command goes on with them")

@@ -18,6 +18,8 @@ from fastcka.data import Cues
 from fastcka.data.cues.fields import TEXTURES, wave
 from fastcka.models import small
 from fastcka.training import ARMS, Recipe, train
+from fastcka.training.card import card
+from fastcka.training.evaluation import evaluate
 from fastcka.training.pool import Pool, pool
 from fastcka.training.supervised import TURNED_TEXTURES, in_cells, turned
 from fastcka.training.trainer import Training
@@ -327,6 +329,57 @@ def test_the_shipped_weights_are_those_of_the_recipes():
         assert known["recipe"] == replace(arm.recipe, start=start).described()
     total = sum(path.stat().st_size for path in small.WEIGHTS.glob("*.safetensors"))
     assert total <= 20e6
+
+
+# --- what they go by
+
+
+class Gratings(torch.nn.Module):
+    """Names the texture whose wave is strongest in the image."""
+
+    pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}  # noqa: RUF012
+
+    def __init__(self):
+        super().__init__()
+        centres = (torch.arange(64) + 0.5) / 64
+        waves = [u * centres + v * centres[:, None] for u, v in TEXTURES.values()]
+        self.waves = torch.exp(-2j * math.pi * torch.stack(waves))
+
+    def forward(self, images):
+        grey = images.mean(1)
+        return torch.einsum("bij,kij->bk", grey.to(self.waves.dtype), self.waves).abs()
+
+
+def test_an_evaluation_tells_which_cue_a_network_goes_by(monkeypatch):
+    monkeypatch.setattr("fastcka.training.evaluation.COUNT", 800)
+    by_texture = evaluate(Gratings(), "texture")
+    assert by_texture["accuracy"] > 0.9
+    assert abs(by_texture["shuffled"] - 1 / 8) < 3 * math.sqrt(7 / 64 / 800)
+    assert by_texture["follows"]["texture"] > 0.9
+    assert by_texture["follows"]["shape"] < 0.05  # never the texture's own number
+    assert abs(by_texture["follows"]["background"] - 1 / 8) < 3 * math.sqrt(7 / 64 / 800)
+    as_shape = evaluate(Gratings(), "shape")
+    assert abs(as_shape["accuracy"] - 1 / 8) < 3 * math.sqrt(7 / 64 / 800)
+    assert as_shape["follows"] == by_texture["follows"]
+
+
+def test_the_card_tells_of_every_network_and_what_is_missing(tmp_path):
+    name = "fastcka_resnet_mini.shape_data3"
+    known = {
+        "recipe": ARMS[name].recipe.described(), "accuracy": 0.5, "shuffled": 0.125,
+        "follows": {"shape": 0.4, "texture": 0.1, "background": 0.2}, "images_per_second": 9,
+        "threads": 1, "torch": "2", "device": "cpu",
+    }  # fmt: skip
+    write_weights(tmp_path / f"{name}.safetensors", timm.create_model("fastcka_resnet_mini"), known)
+    text = card(tmp_path)
+    assert f"| `{name}` | 50.0% | 12.5% | 40.0% | 10.0% | 20.0% |" in text
+    assert f"| `{name}` | fraction 0.03 | cpu, 1 threads, torch 2 | 9 |" in text
+    assert "Not trained yet: `fastcka_vit_mini.shape`, " in text
+
+
+def test_the_card_that_is_shipped_is_that_of_the_shipped_weights():
+    if any(small.WEIGHTS.glob("*.safetensors")):
+        assert (small.WEIGHTS / "README.md").read_text() == card(small.WEIGHTS)
 
 
 # --- the command

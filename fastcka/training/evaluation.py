@@ -1,43 +1,55 @@
 """How well a trained network does on new images, and which cue it goes by."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from torch import nn
 
 from fastcka.data.cues import Cues
 from fastcka.data.cues.scene import render
+from fastcka.training.recipe import LABELS
 
 SEED = 2  # of the test images
 COUNT = 5_000
 BATCH = 250
 
 
-def accuracy(network: nn.Module, label: str, device: torch.device | str = "cpu") -> float:
-    """Share of right answers on 5,000 new images; the label is one cue, all others independent."""
-    right = 0
-    for answers, factors in _answers(network, Cues(COUNT, seed=SEED, label=label), device):
-        right += int((answers == factors["label"]).sum())
-    return right / COUNT
+def evaluate(network: nn.Module, label: str, device: torch.device | str = "cpu") -> dict:
+    """What a network answers to new images, in which every cue is independent of the others.
+
+    Returns:
+        accuracy: share of right answers.
+        shuffled: the same when the cue it has learned tells nothing of the label: chance is 1/8.
+        follows: by cue, the share of answers that name it, where shape and texture disagree.
+    """
+    plain, shuffled, conflict = (
+        _answers(network, Cues(COUNT, seed=SEED, label=label, **options), device)
+        for options in ({}, {"shuffled": [label]}, {"conflict": True})
+    )
+    return {
+        "accuracy": _agreement(plain, "label"),
+        "shuffled": _agreement(shuffled, "label"),
+        "follows": {cue: _agreement(conflict, cue) for cue in LABELS},
+    }
+
+
+def _agreement(answered: tuple[np.ndarray, dict], factor: str) -> float:
+    answers, factors = answered
+    return int((answers == factors[factor]).sum()) / len(answers)
 
 
 def _answers(
     network: nn.Module, images: Cues, device: torch.device | str
-) -> Iterator[tuple[np.ndarray, dict]]:
-    """What the network says to a batch of images, and their factors."""
+) -> tuple[np.ndarray, dict]:
+    """What the network says to the images, and their factors."""
     mean, deviation = (
         torch.tensor(network.pretrained_cfg[name], device=device) for name in ("mean", "std")
     )
-    for start in range(0, len(images), BATCH):
-        factors = images.factors(range(start, min(start + BATCH, len(images))))
-        pixels = np.stack(
-            [
-                render(dict(zip(factors, row, strict=True)), images.size, images.trigger).image
-                for row in zip(*factors.values(), strict=True)
-            ]
-        )
-        x = torch.from_numpy(pixels).to(device).float() / 255
+    factors = images.factors(range(len(images)))
+    rows = (dict(zip(factors, row, strict=True)) for row in zip(*factors.values(), strict=True))
+    pixels = np.stack([render(row, images.size, images.trigger).image for row in rows])
+    answers = []
+    for part in torch.from_numpy(pixels).split(BATCH):
+        x = (part.to(device).float() / 255 - mean) / deviation
         with torch.inference_mode():
-            logits = network(((x - mean) / deviation).permute(0, 3, 1, 2))
-        yield logits.argmax(1).cpu().numpy(), factors
+            answers.append(network(x.permute(0, 3, 1, 2)).argmax(1).cpu())
+    return torch.cat(answers).numpy(), factors

@@ -16,7 +16,7 @@ from fastcka.data.order import BatchOrder
 from fastcka.distributed import Share
 from fastcka.interrupts import Interrupts
 from fastcka.models.loading import load
-from fastcka.training.evaluation import accuracy
+from fastcka.training.evaluation import evaluate
 from fastcka.training.pool import SEED, Pool, pool
 from fastcka.training.recipe import Recipe
 from fastcka.training.supervised import Supervised, loss_of, turned
@@ -233,7 +233,7 @@ def train(
     network = training.network.half().float().eval()  # as they are written
     known = {
         "recipe": recipe.described(),
-        "accuracy": accuracy(network, recipe.label, training.device),
+        **evaluate(network, recipe.label, training.device),
         "images_per_second": round((training.step - before) * recipe.batch_size / seconds),
         "threads": torch.get_num_threads(),
         "processes": share.ranks,
