@@ -11,6 +11,12 @@ from fastcka.gram_stack import GramStack
 NEVER = torch.iinfo(torch.int64).max
 
 
+def weights(n: int, estimator: str, weighting: str) -> tuple[float, float]:
+    """Of a batch of n examples: its weight, and that of its inner products."""
+    normaliser = float(n * (n - 3) if estimator == "unbiased" else (n - 1) ** 2)
+    return (normaliser, 1.0) if weighting == "pairs" else (1.0, 1.0 / normaliser)
+
+
 class Block:
     """Weighted HSICs of the batches that share a block."""
 

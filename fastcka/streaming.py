@@ -12,15 +12,15 @@ import torch
 
 from fastcka import conditioning
 from fastcka.batch import examples, in_order, layer_names
+from fastcka.chance_sums import ChanceSums
 from fastcka.gram_stack import GramStack
-from fastcka.hsic_sums import Block, LayerTotals
+from fastcka.hsic_sums import Block, LayerTotals, weights
 from fastcka.jackknife import Sums, add, ratio, standard_error
 from fastcka.kernels import dispatch, hsic_pairs, native
 from fastcka.kernels.operations import OPERANDS, operand_dtype
 from fastcka.measure_sums import MeasureSums
 from fastcka.measures import check_names
 from fastcka.options import check_choice, check_options, check_whole_number
-from fastcka.permutation import permuted_products
 from fastcka.result import CKAResult, CKAResults
 from fastcka.warning import CKAWarning
 
@@ -134,8 +134,12 @@ class MinibatchCKA:
             self._pairs = [("a", "a" if layers_b is None else "b")]
         self._blocks: dict[int, Block] = {}
         self._totals = {model: LayerTotals(len(names)) for model, names in self.layers.items()}
-        self._null: dict[tuple[str, str], torch.Tensor] = {}  # [K, L, M], none without permutations
+        self._chance = ChanceSums(
+            permutations, self._pairs, self.layers, estimator, weighting, backend
+        )
         self._measures = MeasureSums(self.also, self._pairs, self.layers)
+        # By the names under which a state keeps them.
+        self._beside = {"null": self._chance, "also": self._measures}
         self._numbered: str | None = None  # "arrival" or "index": how batches got their number
         self._ran_on: dict = {}
         self.n_batches = self.n_examples = 0
@@ -208,8 +212,7 @@ class MinibatchCKA:
         number = self._number(index)
         n = next(iter(sizes.values()))
         block = self._block_of(stacks, n)
-        null = self._null_of(stacks, n, number) if self.permutations else {}
-        measures = self._measures.of(stacks, n)
+        beside = {kind: sums.of(stacks, n, number) for kind, sums in self._beside.items()}
         ran_on = _where_it_ran(next(iter(stacks.values())).packed.device, self.backend)
         # All is computed: from here on nothing fails.
         for model, stack in stacks.items():
@@ -219,34 +222,17 @@ class MinibatchCKA:
             self._blocks[where].add(block)
         else:
             self._blocks[where] = block
-        self._add_null(null)
-        self._measures.add(measures)
+        for kind, sums in self._beside.items():
+            sums.add(beside[kind])
         self._numbered = "arrival" if index is None else "index"
         self._ran_on = ran_on
         self.n_batches += 1
         self.n_examples += n
         return self
 
-    def _weights(self, n: int) -> tuple[float, float]:
-        """Of a batch of n examples: its weight, and that of its inner products."""
-        normaliser = float(n * (n - 3) if self.estimator == "unbiased" else (n - 1) ** 2)
-        return (normaliser, 1.0) if self.weighting == "pairs" else (1.0, 1.0 / normaliser)
-
-    def _null_of(self, stacks: Mapping[str, GramStack], n: int, number: int) -> dict:
-        """The weighted HSICs of one batch in random orders."""
-        packed = {model: stack.packed for model, stack in stacks.items()}
-        options = (n, self.estimator, self.permutations, number, self.backend)
-        null = permuted_products(packed, self._pairs, *options)
-        return {pair: value.mul_(self._weights(n)[1]) for pair, value in null.items()}
-
-    def _add_null(self, null: Mapping[tuple[str, str], torch.Tensor]) -> None:
-        for pair, value in null.items():
-            here = self._null.get(pair)
-            self._null[pair] = value.clone() if here is None else here + value.to(here.device)
-
     def _block_of(self, stacks: Mapping[str, GramStack], n: int) -> Block:
         """The weighted HSICs of one batch."""
-        weight, factor = self._weights(n)
+        weight, factor = weights(n, self.estimator, self.weighting)
         pairs, own = {}, {}
         for a, b in self._pairs:
             packed = stacks[a].packed, None if a == b else stacks[b].packed
@@ -283,8 +269,8 @@ class MinibatchCKA:
                 self._blocks[place].add(block)
             else:
                 self._blocks[place] = copy.deepcopy(block)
-        self._add_null(other._null)
-        self._measures.add(other._measures.tensors())
+        for kind, sums in self._beside.items():
+            sums.merge(other._beside[kind])
         for model, totals in self._totals.items():
             totals.merge(other._totals[model], shift)
         self._numbered = self._numbered or other._numbered
@@ -332,14 +318,11 @@ class MinibatchCKA:
         }
         for i, pair in enumerate(self._pairs):
             tensors[f"pair.{i}"] = [block.pairs[pair] for _, block in blocks]
-            if self.permutations:
-                shape = (self.permutations, *map(len, (self.layers[pair[0]], self.layers[pair[1]])))
-                none = torch.zeros(shape, dtype=torch.float64, device="cpu")
-                tensors[f"null.{i}"] = self._null.get(pair, none).cpu()
         for i, (model, totals) in enumerate(self._totals.items()):
             tensors[f"own.{i}"] = [block.own[model] for _, block in blocks]
             tensors |= {f"{name}.{i}": value.cpu() for name, value in totals.tensors().items()}
-        tensors |= {f"also.{k}": value for k, value in self._measures.tensors().items()}
+        for kind, sums in self._beside.items():
+            tensors |= {f"{kind}.{name}": value for name, value in sums.tensors().items()}
         for name, shape in self._shapes(len(blocks)).items():
             if isinstance(tensors[name], list):
                 parts = [part.cpu() for part in tensors[name]]
@@ -376,12 +359,8 @@ class MinibatchCKA:
             )
             for place, where in enumerate(tensors["block"])
         }
-        self._null = {
-            pair: tensors[f"null.{i}"].clone()
-            for i, pair in enumerate(self._pairs)
-            if self.permutations
-        }
-        self._measures.load({name: tensors[f"also.{name}"] for name in self._measures.tensors()})
+        for kind, sums in self._beside.items():
+            sums.load({name: tensors[f"{kind}.{name}"] for name in sums.tensors()})
         for position, totals in enumerate(self._totals.values()):
             totals.load({name: tensors[f"{name}.{position}"] for name in totals.tensors()})
         self._numbered, self._ran_on = counts["numbered"], dict(counts["ran_on"])
@@ -392,12 +371,13 @@ class MinibatchCKA:
     def _shapes(self, blocks: int) -> dict[str, tuple[int, ...]]:
         """Of the tensors of a state with so many blocks."""
         size = {model: len(names) for model, names in self.layers.items()}
-        also = self._measures.tensors()
-        shapes = {f"also.{name}": tuple(value.shape) for name, value in also.items()}
+        shapes = {
+            f"{kind}.{name}": tuple(value.shape)
+            for kind, sums in self._beside.items()
+            for name, value in sums.tensors().items()
+        }
         for i, (a, b) in enumerate(self._pairs):
             shapes[f"pair.{i}"] = (blocks, size[a], size[b])
-            if self.permutations:
-                shapes[f"null.{i}"] = (self.permutations, size[a], size[b])
         for i, (model, totals) in enumerate(self._totals.items()):
             shapes[f"own.{i}"] = (blocks, size[model])
             for name, value in totals.tensors().items():
@@ -511,18 +491,9 @@ class MinibatchCKA:
             n_batches=self.n_batches,
             warnings=tuple(told),
             meta=meta,
-            null=self._by_chance(a, b, total, *without) if self.permutations else None,
+            null=self._chance.results(a, b, total, *without),
             also=self._measures.results(a, b, *without),
         )
-
-    def _by_chance(
-        self, a: str, b: str, total: Sums, without_a: np.ndarray, without_b: np.ndarray
-    ) -> np.ndarray:
-        """[K, L, M]. The HSIC of a layer with itself does not see the order of the examples."""
-        orders = self._null[a, b].cpu().numpy()
-        null = np.stack([ratio(total._replace(ab=one)) for one in orders])
-        null[:, without_a] = null[:, :, without_b] = np.nan
-        return null
 
 
 def _where_it_ran(device: torch.device, backend: str | None) -> dict:
