@@ -85,7 +85,8 @@ def compare(
             batch, or with what `input_a` returns.
         n: images in a CKA batch; divides the batches of the data. None takes them as they come. CKA
             batches are the blocks of the error bars, or beyond 256 of them the batches of the data.
-        passes: how often the data is read; helps where a loader shuffles anew.
+        passes: how often the data is read. Where a loader shuffles anew CKA gets steadier; its
+            error bars are those of one pass, since the images are no more than they were.
         estimator, weighting, gram, bandwidth, operand, backend: as for `MinibatchCKA`.
         calibrate: measure too what CKA would be by chance, with the images in 200 random orders, or
             in so many: see `CKAResult.p_values` and `calibrated`. Costs as many times the products

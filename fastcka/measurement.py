@@ -65,7 +65,7 @@ def measure(
                     if watch is not None:
                         watch(batch, parts, stacks)
                     with interrupts.after(), state.changing():
-                        sums.add(parts, stacks, partial(course.index, number))
+                        sums.add(parts, stacks, partial(course.index, number), again=turn > 0)
                         account.see(batch, parts)
                         course.done(turn, number)
                     for notice in sums.notices:
@@ -259,14 +259,14 @@ class _Sums:
         parts: list[slice],
         stacks: list[dict[str, GramStack] | None],
         index: Callable[[int], int],
+        again: bool,
     ) -> None:
         """Add the parts of a batch, a CKA batch each, each under the index of its place."""
         for place, (part, filled) in enumerate(zip(parts, stacks, strict=True)):
             if filled is None:
                 self.left_out.append(_size(part))
             else:
-                # Further passes add nothing independent: they go to the blocks of the first.
-                self.accumulator.add(filled, index=index(place))
+                self.accumulator.add(filled, index=index(place), again=again)
 
     def _stacks(
         self, participant: Participant, batch, inputs: Inputs, parts: list[slice], number: int

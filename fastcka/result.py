@@ -21,11 +21,13 @@ class CKAResult:
     Attributes:
         cka: [L, M] float64; 1 is equal up to rotation and scale, 0 is unrelated. The unbiased
             estimate may be slightly negative. NaN for layers that `warnings` names.
-        stderr: [L, M], standard error over independent batches; NaN for a single block.
+        stderr: [L, M], standard error over independent batches, of several passes those of the
+            first; NaN for a single block.
         hsic_ab: [L, M]; hsic_aa: [L]; hsic_bb: [M]: weighted means over the batches, in the unit of
             squared Gram entries, so that cka = hsic_ab / √(hsic_aa · hsic_bb).
         layers_a, layers_b: names of the rows and columns.
-        n_examples, n_batches: what was measured; batches that were left out are in `meta`.
+        n_examples, n_batches: what was measured, in all passes together; batches that were left out
+            are in `meta`.
         warnings: one sentence each.
         meta: what the numbers depend on: estimator, weighting, gram, bandwidth, operand (as asked
             for), backend, isa, device, threads, versions; n_blocks of the error bars; what was left
@@ -83,7 +85,9 @@ class CKAResult:
         estimator = f"{self.meta.get('estimator', '')} CKA".strip()
         weights = [model.get("weights", "") for model in self.meta.get("models", {}).values()]
         untrained = any(known.startswith("untrained") for known in weights)
+        passes = self.meta.get("passes", 1)
         return (
+            f"{f'{passes} passes, together ' if passes > 1 else ''}"
             f"{self.n_examples} examples in {batches}, {estimator}"
             f"{', untrained networks' if untrained else ''}"
         )
@@ -95,8 +99,8 @@ class CKAResult:
         batches. Meant for k >= 10 independent batches of light-tailed data: 95 % intervals then
         cover the truth in 93 to 97 % of cases. With weighting="equal" and a last batch much smaller
         than the others they are too wide; with fewer batches and a small last one, too narrow.
-        Repeated passes add no blocks. The ends are not clipped to 0 and 1, and not widened for many
-        layers.
+        Of several passes they are those of the first, about the CKA of all. The ends are not
+        clipped to 0 and 1, and not widened for many layers.
 
         Args:
             level: between 0 and 1.

@@ -25,7 +25,8 @@ from fastcka.result import CKAResult, CKAResults
 from fastcka.warning import CKAWarning
 
 # Sums over batches are kept apart in this many blocks, batch i in block i mod BLOCKS: enough for
-# error bars, and small at any number of batches.
+# error bars, and small at any number of batches. Batches of examples that were given before have
+# as many of their own, from BLOCKS on.
 BLOCKS = 256
 # Unbiased HSIC divides by n − 3, and the biased one is kept to the same batches.
 SMALLEST_BATCH = 4
@@ -40,7 +41,8 @@ class MinibatchCKA:
     CKA = Σ_b w_b h_xy / √(Σ_b w_b h_xx · Σ_b w_b h_yy), with h the HSIC of batch b between layers x
     and y, or of each with itself, and w_b its weight [Nguyen et al. 2021]. HSIC_1 is unbiased, so
     in expectation the sums do not depend on the size of the batches, as biased ones do. Standard
-    errors come from the delete-one-block jackknife; up to 256 batches a block is a batch.
+    errors come from the delete-one-block jackknife; up to 256 batches a block is a batch. Examples
+    that are given `again` count for CKA, not for its error.
 
     Every batch must be a random sample of the examples: shuffle them once. Batches sorted by class
     measure something else, often near 0. No example may stand twice in a batch.
@@ -145,7 +147,9 @@ class MinibatchCKA:
         self.n_batches = self.n_examples = 0
         self.skipped_batches = self.skipped_examples = 0
 
-    def update(self, xs, ys=None, *, index: int | None = None) -> "MinibatchCKA":
+    def update(
+        self, xs, ys=None, *, index: int | None = None, again: bool = False
+    ) -> "MinibatchCKA":
         """Add one batch.
 
         Args:
@@ -153,8 +157,11 @@ class MinibatchCKA:
                 mapping by layer name; for several models, a mapping from model to such.
             ys: the same for `layers_b`, of the same examples in the same order.
             index: number 0, 1, 2, … of the batch in the whole data, where several processes share
-                it or passes repeat it. Batches of one number, and those 256 apart, make one block
-                of the error bars; `n_examples` counts every pass. None numbers batches by arrival.
+                it. Batches of one number, and those 256 apart, make one block of the error bars.
+                None numbers batches by arrival.
+            again: the examples were given before, in other batches: a second pass. Such batches
+                make CKA steadier and its error bars, which are those of the first pass, no
+                narrower; `n_examples` counts every pass.
 
         Batches of fewer than 4 examples are left out and counted.
 
@@ -173,7 +180,7 @@ class MinibatchCKA:
         for model, tensors in given.items():
             stacks[model] = self.stack(model, n, tensors[0].device)
             stacks[model].put_all(tensors)
-        return self.add(stacks, index=index)
+        return self.add(stacks, index=index, again=again)
 
     def stack(self, model: str, n: int, device: torch.device | str = "cpu") -> GramStack:
         """An empty stack for the layers of one model, to be filled while the model runs."""
@@ -196,8 +203,10 @@ class MinibatchCKA:
         self.skipped_examples += n
         return self
 
-    def add(self, stacks: Mapping[str, GramStack], *, index: int | None = None) -> "MinibatchCKA":
-        """Add the filled stacks of one batch, one of each model; `index` as in `update`."""
+    def add(
+        self, stacks: Mapping[str, GramStack], *, index: int | None = None, again: bool = False
+    ) -> "MinibatchCKA":
+        """Add the filled stacks of one batch, one of each model; the rest as in `update`."""
         if set(stacks) != set(self.layers):
             raise ValueError(
                 f"give one stack of each of {', '.join(self.layers)}, not of {', '.join(stacks)}"
@@ -217,7 +226,7 @@ class MinibatchCKA:
         # All is computed: from here on nothing fails.
         for model, stack in stacks.items():
             self._totals[model].add(stack, number)
-        where = number % BLOCKS
+        where = number % BLOCKS + again * BLOCKS
         if where in self._blocks:
             self._blocks[where].add(block)
         else:
@@ -264,7 +273,7 @@ class MinibatchCKA:
         shift = self.n_batches if other._numbered == "arrival" else 0
         self._ran_on = self._ran_on or other._ran_on
         for where, block in other._blocks.items():
-            place = (where + shift) % BLOCKS
+            place = (where + shift) % BLOCKS + where // BLOCKS * BLOCKS
             if place in self._blocks:
                 self._blocks[place].add(block)
             else:
@@ -445,21 +454,19 @@ class MinibatchCKA:
             given = {"a": xs, "b": ys} if wants_b else {"a": xs}
         return {model: in_order(model, self.layers[model], given[model]) for model in self.layers}
 
-    def _sums(self, a: str, b: str) -> list[Sums]:
-        return [
-            Sums(
-                *(
-                    tensor.cpu().numpy()
-                    for tensor in (block.pairs[a, b], block.own[a], block.own[b])
-                )
-            )
-            for _, block in sorted(self._blocks.items())
-        ]
+    def _sums(self, a: str, b: str) -> tuple[list[Sums], list[Sums]]:
+        """The blocks of a pair of models: of examples given once, and of those given again."""
+        found: tuple[list[Sums], list[Sums]] = [], []
+        for where, block in sorted(self._blocks.items()):
+            parts = (block.pairs[a, b], block.own[a], block.own[b])
+            found[where >= BLOCKS].append(Sums(*(part.cpu().numpy() for part in parts)))
+        return found
 
     def _result(self, a: str, b: str, messages: dict[str, list[str]]) -> CKAResult:
-        blocks = self._sums(a, b)
-        total = add(blocks)
-        cka, stderr = ratio(total), standard_error(blocks)
+        blocks, again = self._sums(a, b)
+        total = add(blocks + again)
+        # Examples that come again are no more examples: the error is that of the others alone.
+        cka, stderr = ratio(total), standard_error(blocks or [total])
         without = [self._totals[model].without_value() for model in (a, b)]
         for matrix in (cka, stderr):
             matrix[without[0]] = matrix[:, without[1]] = np.nan

@@ -139,7 +139,9 @@ def _errors(result: CKAResult) -> str:
     blocks = result.meta["n_blocks"]
     if blocks < 2:
         return " (one batch has no standard errors)"
-    return " ± standard error" + (f", rough from {blocks} batches" if blocks < ENOUGH else "")
+    which = " of one pass" if result.meta.get("passes", 1) > 1 else ""
+    rough = f", rough from {blocks} batches" if blocks < ENOUGH else ""
+    return f" ± standard error{rough}{which}"
 
 
 def _matrix(values: np.ndarray) -> list:

@@ -72,6 +72,12 @@ def test_words_name_models_images_and_errors():
         "most alike, CKA ± standard error, rough from 2 batches:",
         "  a0  0.700 ± 0.010  b1",
     ]
+    several = result([[0.1, 0.7]])
+    several.meta["passes"] = 3
+    assert in_words(several).splitlines()[1:3] == [
+        "1 x 2 layers, 3 passes, together 64 examples in 2 batches, CKA",
+        "most alike, CKA ± standard error, rough from 2 batches of one pass:",
+    ]
     single = result([[np.nan, np.nan], [0.5, 0.1]], stderr=np.full((2, 2), np.nan))
     single.meta["n_blocks"] = 1
     assert in_words(single).splitlines()[2:] == [
