@@ -8,6 +8,8 @@ import torch
 from fastcka import conditioning
 from fastcka.gram_stack import GramStack
 
+# Unbiased HSIC divides by n − 3, and the biased one is kept to the same batches.
+SMALLEST_BATCH = 4
 NEVER = torch.iinfo(torch.int64).max
 
 
@@ -71,6 +73,9 @@ class LayerTotals:
 
     def without_value(self) -> np.ndarray:
         return (self.constant() | (self.first_bad != NEVER)).cpu().numpy()
+
+    def least_share(self) -> np.ndarray:
+        return conditioning.least_share(self.sums, self.eps).cpu().numpy()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         return {

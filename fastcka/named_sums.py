@@ -28,7 +28,8 @@ class NamedSums:
         for name, value in found.items():
             self._sums[name] = self._sums[name].to(value.device) + value
 
-    def merge(self, other: "NamedSums") -> None:
+    def merge(self, other: "NamedSums", shift: int) -> None:
+        """Add those of another; by how much its batches' numbers shift does not matter here."""
         self.add(other.tensors())
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -36,3 +37,7 @@ class NamedSums:
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self._sums = {name: tensors[name].clone() for name in self._sums}
+
+    def shapes(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+        """Those that tensors to be loaded must have, whichever they are."""
+        return {name: tuple(value.shape) for name, value in self._sums.items()}

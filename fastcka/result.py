@@ -45,6 +45,13 @@ class CKAResult:
             and "effective_rank" exp(entropy) of the eigenvalues of the centred Gram matrix, n − 1
             at most. Batches of up to 10 have no neighbours, and where a layer is constant in a
             batch, that batch does not count for it.
+        influence: by pair (layer_a, layer_b), as asked for, what each image does: [n_examples], CKA
+            less what it is without the image, all else as it is, in the order in which they were
+            read. Positive where the image raises CKA, 0 for a layer with itself. The other images
+            of its batch stay together; a batch of 4 without one of them is too small and left out,
+            and a Gaussian Gram matrix keeps its bandwidth. NaN where CKA is, and where without the
+            image nothing is left. Images of batches that were left out are not among them.
+        images: their names, where the data say them: of files within the folder, or of `ids`.
     """
 
     cka: np.ndarray
@@ -60,6 +67,8 @@ class CKAResult:
     meta: dict = field(default_factory=dict)
     null: np.ndarray | None = None
     also: dict[str, np.ndarray] = field(default_factory=dict)
+    influence: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    images: tuple[str | int, ...] | None = None
 
     def __repr__(self) -> str:
         shape = f"{len(self.layers_a)} x {len(self.layers_b)} layers"
@@ -208,6 +217,10 @@ class CKAResult:
         names = ("layers_a", "layers_b", "warnings")
         also = {name: fields.pop(name) for name in list(fields) if name.startswith(ALSO)}
         fields["also"] = {name.removeprefix(ALSO): value for name, value in also.items()}
+        pairs = map(tuple, fields.pop("influence_of", ()))
+        fields["influence"] = dict(zip(pairs, fields.get("influence", ()), strict=True))
+        if fields.get("images") is not None:
+            names = (*names, "images")
         result = cls(**fields | {name: tuple(fields[name]) for name in names})
         sides = {"_a": len(result.layers_a), "_b": len(result.layers_b)}
         both = tuple(sides.values())
@@ -219,14 +232,22 @@ class CKAResult:
             shapes[name] = both if value.ndim == 2 else (sides[name[-2:]],)
         if result.null is not None:
             arrays["null"], shapes["null"] = result.null, (len(result.null), *both)
-        for name, value in arrays.items():
-            if value.shape != shapes[name]:
-                raise ValueError(f"`{name}` has shape {value.shape}, expected is {shapes[name]}")
+        found = {name: value.shape for name, value in arrays.items()}
+        for pair, value in result.influence.items():
+            found[str(pair)], shapes[str(pair)] = value.shape, (result.n_examples,)
+        if result.images is not None:
+            found["images"], shapes["images"] = (len(result.images),), (result.n_examples,)
+        for name, shape in found.items():
+            if shape != shapes[name]:
+                raise ValueError(f"`{name}` has shape {shape}, expected is {shapes[name]}")
         return result
 
     def _record(self) -> dict:
         """All fields, with every array under a name of its own."""
-        fields = {name: value for name, value in vars(self).items() if name != "also"}
+        fields = {k: v for k, v in vars(self).items() if k not in ("also", "influence")}
+        if self.influence:
+            fields["influence_of"] = list(self.influence)
+            fields["influence"] = np.stack(list(self.influence.values()))
         return fields | {ALSO + name: value for name, value in self.also.items()}
 
     def plot(

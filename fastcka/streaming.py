@@ -11,10 +11,12 @@ import numpy as np
 import torch
 
 from fastcka import conditioning
-from fastcka.batch import examples, in_order, layer_names
+from fastcka.batch import examples, image_names, in_order, layer_names
 from fastcka.chance_sums import ChanceSums
 from fastcka.gram_stack import GramStack
-from fastcka.hsic_sums import Block, LayerTotals, weights
+from fastcka.hsic_sums import SMALLEST_BATCH, Block, LayerTotals, weights
+from fastcka.influence import as_pairs
+from fastcka.influence_sums import InfluenceSums
 from fastcka.jackknife import Sums, add, ratio, standard_error
 from fastcka.kernels import dispatch, hsic_pairs, native
 from fastcka.kernels.operations import OPERANDS, operand_dtype
@@ -28,8 +30,6 @@ from fastcka.warning import CKAWarning
 # error bars, and small at any number of batches. Batches of examples that were given before have
 # as many of their own, from BLOCKS on.
 BLOCKS = 256
-# Unbiased HSIC divides by n − 3, and the biased one is kept to the same batches.
-SMALLEST_BATCH = 4
 WEIGHTINGS = ("pairs", "equal")
 LARGEST_INDEX = 2**62
 SCHEMA = 1
@@ -71,6 +71,10 @@ class MinibatchCKA:
             "mutual_knn", "cknna", "procrustes" of pairs of layers, "participation_ratio",
             "effective_rank" of layers; see `CKAResult.also`. They need some n³ flop and 32·n² bytes
             a layer, "procrustes" 20·n³ flop a pair.
+        influence: pairs (layer_a, layer_b), of several models ((model, layer), (model, layer)):
+            what each single image does to their CKA, see `CKAResult.influence`. Costs a few n² flop
+            and 8·n² bytes a pair, and keeps 24 bytes an image and pair, less where pairs share
+            layers. Give every image once.
         backend: "native" or "torch"; None picks, see `fastcka info`.
 
     Raises:
@@ -104,6 +108,7 @@ class MinibatchCKA:
         operand: str | torch.dtype | None = None,
         permutations: int = 0,
         also: Sequence[str] = (),
+        influence: Sequence[tuple] = (),
         backend: str | None = None,
     ):
         check_options(estimator, gram, bandwidth)
@@ -140,15 +145,27 @@ class MinibatchCKA:
             permutations, self._pairs, self.layers, estimator, weighting, backend
         )
         self._measures = MeasureSums(self.also, self._pairs, self.layers)
+        wanted = as_pairs(influence, list(self.layers), self._many)
+        self._influence = InfluenceSums(wanted, self.layers, estimator, weighting)
         # By the names under which a state keeps them.
-        self._beside = {"null": self._chance, "also": self._measures}
+        self._beside = {
+            "null": self._chance,
+            "also": self._measures,
+            "influence": self._influence,
+        }
         self._numbered: str | None = None  # "arrival" or "index": how batches got their number
         self._ran_on: dict = {}
         self.n_batches = self.n_examples = 0
         self.skipped_batches = self.skipped_examples = 0
 
     def update(
-        self, xs, ys=None, *, index: int | None = None, again: bool = False
+        self,
+        xs,
+        ys=None,
+        *,
+        index: int | None = None,
+        again: bool = False,
+        images: Sequence[str | int] | None = None,
     ) -> "MinibatchCKA":
         """Add one batch.
 
@@ -162,6 +179,7 @@ class MinibatchCKA:
             again: the examples were given before, in other batches: a second pass. Such batches
                 make CKA steadier and its error bars, which are those of the first pass, no
                 narrower; `n_examples` counts every pass.
+            images: what the examples are called, for `influence`; None where nobody knows.
 
         Batches of fewer than 4 examples are left out and counted.
 
@@ -180,7 +198,7 @@ class MinibatchCKA:
         for model, tensors in given.items():
             stacks[model] = self.stack(model, n, tensors[0].device)
             stacks[model].put_all(tensors)
-        return self.add(stacks, index=index, again=again)
+        return self.add(stacks, index=index, again=again, images=images)
 
     def stack(self, model: str, n: int, device: torch.device | str = "cpu") -> GramStack:
         """An empty stack for the layers of one model, to be filled while the model runs."""
@@ -204,7 +222,12 @@ class MinibatchCKA:
         return self
 
     def add(
-        self, stacks: Mapping[str, GramStack], *, index: int | None = None, again: bool = False
+        self,
+        stacks: Mapping[str, GramStack],
+        *,
+        index: int | None = None,
+        again: bool = False,
+        images: Sequence[str | int] | None = None,
     ) -> "MinibatchCKA":
         """Add the filled stacks of one batch, one of each model; the rest as in `update`."""
         if set(stacks) != set(self.layers):
@@ -220,6 +243,8 @@ class MinibatchCKA:
                 raise ValueError(f"the stack of {model!r} was made for other layers or options")
         number = self._number(index)
         n = next(iter(sizes.values()))
+        if images is not None:
+            images = image_names(images, n)
         block = self._block_of(stacks, n)
         beside = {kind: sums.of(stacks, n, number) for kind, sums in self._beside.items()}
         ran_on = _where_it_ran(next(iter(stacks.values())).packed.device, self.backend)
@@ -233,6 +258,7 @@ class MinibatchCKA:
             self._blocks[where] = block
         for kind, sums in self._beside.items():
             sums.add(beside[kind])
+        self._influence.name(images)
         self._numbered = "arrival" if index is None else "index"
         self._ran_on = ran_on
         self.n_batches += 1
@@ -279,7 +305,7 @@ class MinibatchCKA:
             else:
                 self._blocks[place] = copy.deepcopy(block)
         for kind, sums in self._beside.items():
-            sums.merge(other._beside[kind])
+            sums.merge(other._beside[kind], shift)
         for model, totals in self._totals.items():
             totals.merge(other._totals[model], shift)
         self._numbered = self._numbered or other._numbered
@@ -332,7 +358,7 @@ class MinibatchCKA:
             tensors |= {f"{name}.{i}": value.cpu() for name, value in totals.tensors().items()}
         for kind, sums in self._beside.items():
             tensors |= {f"{kind}.{name}": value for name, value in sums.tensors().items()}
-        for name, shape in self._shapes(len(blocks)).items():
+        for name, shape in self._shapes(len(blocks), tensors).items():
             if isinstance(tensors[name], list):
                 parts = [part.cpu() for part in tensors[name]]
                 empty = torch.empty(shape, dtype=torch.float64, device="cpu")
@@ -354,7 +380,7 @@ class MinibatchCKA:
         counts, tensors = state["counts"], state["tensors"]
         _check_same(dict.fromkeys(self._counts()), dict.fromkeys(counts), "load the counts")
         blocks = len(tensors.get("block", ()))
-        shapes = {"block": (blocks,), "weight": (blocks,)} | self._shapes(blocks)
+        shapes = {"block": (blocks,), "weight": (blocks,)} | self._shapes(blocks, tensors)
         _check_same(
             shapes,
             {name: tuple(value.shape) for name, value in tensors.items()},
@@ -369,7 +395,8 @@ class MinibatchCKA:
             for place, where in enumerate(tensors["block"])
         }
         for kind, sums in self._beside.items():
-            sums.load({name: tensors[f"{kind}.{name}"] for name in sums.tensors()})
+            sums.load(_named(tensors, kind))
+        self._influence.images = copy.copy(counts["images"])
         for position, totals in enumerate(self._totals.values()):
             totals.load({name: tensors[f"{name}.{position}"] for name in totals.tensors()})
         self._numbered, self._ran_on = counts["numbered"], dict(counts["ran_on"])
@@ -377,13 +404,15 @@ class MinibatchCKA:
         self.skipped_batches = counts["skipped_batches"]
         self.skipped_examples = counts["skipped_examples"]
 
-    def _shapes(self, blocks: int) -> dict[str, tuple[int, ...]]:
-        """Of the tensors of a state with so many blocks."""
+    def _shapes(
+        self, blocks: int, tensors: Mapping[str, torch.Tensor]
+    ) -> dict[str, tuple[int, ...]]:
+        """Those that the tensors of a state with so many blocks must have."""
         size = {model: len(names) for model, names in self.layers.items()}
         shapes = {
-            f"{kind}.{name}": tuple(value.shape)
+            f"{kind}.{name}": shape
             for kind, sums in self._beside.items()
-            for name, value in sums.tensors().items()
+            for name, shape in sums.shapes(_named(tensors, kind)).items()
         }
         for i, (a, b) in enumerate(self._pairs):
             shapes[f"pair.{i}"] = (blocks, size[a], size[b])
@@ -404,6 +433,7 @@ class MinibatchCKA:
             "bandwidth": self.bandwidth,
             "permutations": self.permutations,
             "also": list(self.also),
+            "influence": [[list(end) for end in pair] for pair in self._influence.wanted],
             "operand": next((k for k, v in OPERANDS.items() if v == self.operand), None),
         }
 
@@ -411,6 +441,7 @@ class MinibatchCKA:
         return {
             "numbered": self._numbered,
             "ran_on": self._ran_on,
+            "images": copy.copy(self._influence.images),
             "n_batches": self.n_batches,
             "n_examples": self.n_examples,
             "skipped_batches": self.skipped_batches,
@@ -470,6 +501,7 @@ class MinibatchCKA:
         without = [self._totals[model].without_value() for model in (a, b)]
         for matrix in (cka, stderr):
             matrix[without[0]] = matrix[:, without[1]] = np.nan
+        least = [self._totals[model].least_share() for model in (a, b)]
         weight = sum(block.weight for block in self._blocks.values())
         told = list(dict.fromkeys(messages[a] + messages[b]))
         if self.skipped_batches:
@@ -500,6 +532,8 @@ class MinibatchCKA:
             meta=meta,
             null=self._chance.results(a, b, total, *without),
             also=self._measures.results(a, b, *without),
+            influence=self._influence.results(a, b, total, cka, *least),
+            images=self._influence.names(),
         )
 
 
@@ -510,6 +544,14 @@ def _where_it_ran(device: torch.device, backend: str | None) -> dict:
         "backend": name,
         "isa": native.module.isa() if name == "native" else None,
         "threads": native.thread_count() if name == "native" else torch.get_num_threads(),
+    }
+
+
+def _named(tensors: Mapping[str, torch.Tensor], kind: str) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin with `kind`, under the rest of their names."""
+    start = f"{kind}."
+    return {
+        name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)
     }
 
 
