@@ -51,7 +51,8 @@ class CKAResult:
             of its batch stay together; a batch of 4 without one of them is too small and left out,
             and a Gaussian Gram matrix keeps its bandwidth. NaN where CKA is, and where without the
             image nothing is left. Images of batches that were left out are not among them.
-        images: their names, where the data say them: of files within the folder, or of `ids`.
+        images: their names, where the data say them: of files within the folder, what `ids` says,
+            or the numbers by which two fingerprints know them.
     """
 
     cka: np.ndarray
@@ -217,8 +218,9 @@ class CKAResult:
         names = ("layers_a", "layers_b", "warnings")
         also = {name: fields.pop(name) for name in list(fields) if name.startswith(ALSO)}
         fields["also"] = {name.removeprefix(ALSO): value for name, value in also.items()}
-        pairs = map(tuple, fields.pop("influence_of", ()))
-        fields["influence"] = dict(zip(pairs, fields.get("influence", ()), strict=True))
+        pairs = [tuple(pair) for pair in fields.pop("influence_of", ())]
+        changes = fields.pop("influence", np.empty((0, fields["n_examples"])))
+        fields["influence"] = dict(zip(pairs, changes, strict=False))
         if fields.get("images") is not None:
             names = (*names, "images")
         result = cls(**fields | {name: tuple(fields[name]) for name in names})
@@ -232,14 +234,13 @@ class CKAResult:
             shapes[name] = both if value.ndim == 2 else (sides[name[-2:]],)
         if result.null is not None:
             arrays["null"], shapes["null"] = result.null, (len(result.null), *both)
-        found = {name: value.shape for name, value in arrays.items()}
-        for pair, value in result.influence.items():
-            found[str(pair)], shapes[str(pair)] = value.shape, (result.n_examples,)
+        arrays["influence"], shapes["influence"] = changes, (len(pairs), result.n_examples)
         if result.images is not None:
-            found["images"], shapes["images"] = (len(result.images),), (result.n_examples,)
-        for name, shape in found.items():
-            if shape != shapes[name]:
-                raise ValueError(f"`{name}` has shape {shape}, expected is {shapes[name]}")
+            arrays["images"] = np.empty(len(result.images))
+            shapes["images"] = (result.n_examples,)
+        for name, value in arrays.items():
+            if value.shape != shapes[name]:
+                raise ValueError(f"`{name}` has shape {value.shape}, expected is {shapes[name]}")
         return result
 
     def _record(self) -> dict:

@@ -75,6 +75,15 @@ def test_influence_is_the_difference_that_leaving_out_makes(
         assert_close(found[name, "z"], expected, 2 * tolerance)
 
 
+@pytest.mark.parametrize("estimator", ["unbiased", "biased"])
+def test_every_version_gives_it(version, estimator):
+    data = batches(dtype=torch.float32)
+    there = [[x.to(version) for x in xs] for xs in data]
+    found = measured(there, estimator=estimator).influence["x", "z"]
+    expected = influence(in64(data, 0), in64(data, 2), estimator=estimator)
+    assert_close(found, expected, 2 * CKA)
+
+
 def test_an_image_that_makes_layers_alike_raises_cka_and_one_that_does_not_lowers_it():
     x = torch.arange(12.0).reshape(12, 1).double()
     z = x.clone()

@@ -34,7 +34,7 @@ ORDER = [
     ["account"],
     ["measurement"],
     ["comparison"],
-    ["info", "summary", "launch", "output_folder"],
+    ["info", "summary", "influence_table", "launch", "output_folder"],
     ["command"],
     ["compare_command", "fingerprint_command", "list_command"],
     ["cli"],

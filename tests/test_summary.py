@@ -120,6 +120,30 @@ def test_chance_and_measures_beside_cka_are_told():
     assert pair["also"] == {"cknna": [[1.0, 0.0]]}
 
 
+def test_the_images_that_change_cka_most_are_told_either_way():
+    from dataclasses import replace
+
+    changes = np.array([0.1, np.nan, -0.5, 0.02, 0.3, -0.001, 0.04])
+    names = tuple("pqrstuv")
+    told = replace(result([[0.1, 0.7]]), influence={("a0", "b1"): changes}, images=names)
+    assert in_words(told).splitlines()[-6:] == [
+        "what single images do to the CKA of a0 and b1, the largest:",
+        "  -5.00e-01  r",
+        "  +3.00e-01  t",
+        "  +1.00e-01  p",
+        "  +4.00e-02  v",
+        "  +2.00e-02  s",
+    ]
+    (pair,) = summary(told)["pairs"][0]["influence"]
+    assert (pair["layer_a"], pair["layer_b"]) == ("a0", "b1")
+    assert pair["images"][0] == {"image": "r", "influence": -0.5}
+    unnamed = replace(told, images=None, influence={("a0", "b1"): np.full(7, np.nan)})
+    assert summary(unnamed)["pairs"][0]["influence"][0]["images"] == []
+    place = summary(replace(told, images=None))["pairs"][0]["influence"][0]["images"][0]["image"]
+    assert place == 2
+    json.dumps(summary(told), allow_nan=False)
+
+
 def three():
     """Two layers of v are one of c; m has one layer, which is like nothing."""
     values = {
