@@ -1,17 +1,18 @@
 """All that should be known of a comparison beside its numbers: warnings, and where it came from."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import torch
 from torch.utils.data import DataLoader
 
+from fastcka.batch import image_names
 from fastcka.course import Course
 from fastcka.data.images import ImageBatches
 from fastcka.data.labels import labels
 from fastcka.data.loaders import sampler
 from fastcka.data.shuffling import ClassMixing, unshuffled
-from fastcka.fingerprints import Measured
+from fastcka.fingerprints import Measured, MeasuredBatches
 from fastcka.participant import Participant, autocast_name
 from fastcka.provenance import provenance
 from fastcka.result import CKAResult
@@ -23,12 +24,16 @@ PLACE = ("root", "broken", "on_broken")
 class Account:
     """Watches the batches go by, and explains the results at the end.
 
+    `ids` says what the images of a batch are called, where the data do not say it themselves.
+
     Attributes:
         before: warnings that can be given before anything runs.
     """
 
-    def __init__(self, participants: list[Participant], course: Course):
-        self.participants, self.loaders = participants, course.loaders
+    def __init__(
+        self, participants: list[Participant], course: Course, ids: Callable | None = None
+    ):
+        self.participants, self.loaders, self._ids = participants, course.loaders, ids
         unlike = (told for loader in self.loaders for told in unshuffled(loader))
         self.before = tuple(dict.fromkeys(unlike))
         self._mixing = ClassMixing()
@@ -58,13 +63,27 @@ class Account:
 
     def see(self, batch, parts: list[slice]) -> None:
         """Watch the classes of a batch."""
-        known = labels(batch if len(self.loaders) == 1 else batch[0])
+        first = self._first(batch)
+        known = labels(first)
         if known is not None and len(known) == parts[-1].stop:
             for part in parts:
                 self._mixing.see(known[part])
         if isinstance(self.loaders[0], ImageBatches):
-            files = (batch if len(self.loaders) == 1 else batch[0])["file"]
+            files = first["file"]
             self._copies += sum(len(files[part]) - len(files[part].unique()) for part in parts)
+
+    def names(self, batch, n: int) -> list | None:
+        """What the n images of a batch are called; None where nothing says it."""
+        if self._ids is not None:
+            return image_names(self._ids(batch), n, "ids")
+        if isinstance(self.loaders[0], ImageBatches):
+            return self.loaders[0].names(self._first(batch))
+        known = isinstance(self.loaders[0], MeasuredBatches)
+        return image_names(batch["file"], n) if known else None
+
+    def _first(self, batch):
+        """What the first loader gave."""
+        return batch if len(self.loaders) == 1 else batch[0]
 
     def note(self, notice: str) -> None:
         self._notices[notice] = None

@@ -1,6 +1,7 @@
 """What a user hands over as one batch, put in the order of the layers."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 
 import torch
 
@@ -25,6 +26,14 @@ def layer_names(model: str, names: Sequence[str]) -> tuple[str, ...]:
             f"model {model!r} names {twice[0]!r} twice; every layer needs its own name"
         )
     return names
+
+
+def image_names(names: Iterable, n: int, argument: str = "images") -> list[str | int]:
+    """What n images are called: whole numbers as they are, all else as text."""
+    names = names.tolist() if isinstance(names, torch.Tensor) else list(names)
+    if len(names) != n:
+        raise ValueError(f"`{argument}` names {len(names)} images, but the batch holds {n}")
+    return [int(name) if isinstance(name, Integral) else str(name) for name in names]
 
 
 def in_order(model: str, names: tuple[str, ...], given) -> list[torch.Tensor]:

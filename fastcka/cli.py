@@ -103,6 +103,15 @@ def _add_compare(commands) -> None:
         metavar="MEASURE",
         help=f"beside CKA: {', '.join([*OF_PAIRS, *OF_LAYERS])}",
     )
+    add(
+        "--influence",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("LAYER_A", "LAYER_B"),
+        help="what each image does to their CKA, in influence.csv; may be repeated; with more than "
+        "two models, MODEL:LAYER",
+    )
     add = parser.add_argument_group("output").add_argument
     add("--output", metavar="DIR", help="folder (default: fastcka-results/MODEL-MODEL)")
     add("--overwrite", action="store_true", help="replace an earlier result there")

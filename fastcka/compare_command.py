@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from fastcka import models
+from fastcka import influence_table, models
 from fastcka.checkpoint import states
 from fastcka.command import (
     RESULTS,
@@ -33,6 +33,7 @@ from fastcka.summary import in_words, summary
 
 BLOCKS = ["blocks"]  # of --layers where nothing is said
 RESULT, FIGURES, SUMMARY = "result.safetensors", ("heatmap.png", "heatmap.pdf"), "summary.json"
+INFLUENCE = "influence.csv"  # where it is asked for
 PARTIAL = "partial.safetensors"  # what there is of a result after an error
 STATE = "state.safetensors"  # what --resume goes on from; of each process, state-0-of-2.safetensors
 
@@ -44,6 +45,7 @@ def run(options: argparse.Namespace) -> None:
         [Path(name).stem if _is_measured(name) else name for name in options.models]
     )
     layers = _layers(options, labels)
+    options.influence = _influence(options.influence, labels)
     with processes(options.threads) as share, ExitStack() as stack:
         options.silent = share.rank > 0  # one of them speaks for all
         options.quiet |= options.silent
@@ -122,7 +124,8 @@ def _run(
             left.unlink(missing_ok=True)
     if not options.quiet:
         print(in_words(result))
-        print(f"{seconds:.1f} s; {', '.join((RESULT, *FIGURES, SUMMARY))} are in {folder}")
+        files = [RESULT, *FIGURES, SUMMARY, *([INFLUENCE] if options.influence else [])]
+        print(f"{seconds:.1f} s; {', '.join(files)} are in {folder}")
 
 
 def _layers(options: argparse.Namespace, labels: list[str]) -> dict[str, list[str]]:
@@ -133,6 +136,22 @@ def _layers(options: argparse.Namespace, labels: list[str]) -> dict[str, list[st
                 raise ValueError("--layers-b needs a second model")
             layers[labels[side]] = given
     return layers
+
+
+def _influence(given: list[list[str]], labels: list[str]) -> list[tuple]:
+    """Pairs of layers; with more than two models each begins with the name of its own."""
+    if len(labels) < 3:
+        return [tuple(pair) for pair in given]
+    found = []
+    for layer in (layer for pair in given for layer in pair):
+        model = max((m for m in labels if layer.startswith(f"{m}:")), key=len, default=None)
+        if model is None:
+            raise ValueError(
+                f"--influence names {layer!r}, but of which of the models: write "
+                f"{labels[0]}:LAYER, or another of {', '.join(labels)}"
+            )
+        found.append((model, layer.removeprefix(f"{model}:")))
+    return list(zip(found[::2], found[1::2], strict=True))
 
 
 def _is_measured(name: str) -> bool:
@@ -152,6 +171,7 @@ def _measure(
         "weighting": options.weighting,
         "calibrate": options.calibrate,
         "also": options.also,
+        "influence": options.influence,
         "checkpoint": folder / STATE,
         "resume": True,  # a state that is there has been agreed to
         "save_every": options.save_every,
@@ -205,6 +225,10 @@ def _write(options: argparse.Namespace, folder: Path, result: CKAResult | CKARes
     result.save(folder / RESULT)
     text = json.dumps(summary(result), indent=1, ensure_ascii=False, allow_nan=False)
     (folder / SUMMARY).write_text(text + "\n", encoding="utf-8")
+    if options.influence:
+        influence_table.write(result, folder / INFLUENCE)
+    elif options.overwrite:
+        (folder / INFLUENCE).unlink(missing_ok=True)  # of the earlier result
     errors = options.errors
     first = next(iter(result.values())) if isinstance(result, CKAResults) else result
     if errors and first.meta["n_blocks"] < 2:

@@ -51,6 +51,7 @@ def compare(
     operand: str | torch.dtype | None = None,
     calibrate: bool | int = False,
     also: Sequence[str] = (),
+    influence: Sequence[tuple] = (),
     autocast: str | torch.dtype | None = None,
     device: torch.device | str | None = None,
     backend: str | None = None,
@@ -85,12 +86,16 @@ def compare(
             batch, or with what `input_a` returns.
         n: images in a CKA batch; divides the batches of the data. None takes them as they come. CKA
             batches are the blocks of the error bars, or beyond 256 of them the batches of the data.
-        passes: how often the data is read; helps where a loader shuffles anew.
+        passes: how often the data is read. Where a loader shuffles anew CKA gets steadier; its
+            error bars are those of one pass, since the images are no more than they were.
         estimator, weighting, gram, bandwidth, operand, backend: as for `MinibatchCKA`.
         calibrate: measure too what CKA would be by chance, with the images in 200 random orders, or
             in so many: see `CKAResult.p_values` and `calibrated`. Costs as many times the products
             of all pairs.
         also: measures beside CKA, by name: see `CKAResult.also`.
+        influence: pairs (layer_a, layer_b), by their names in the result: what each single image
+            does to their CKA, see `CKAResult.influence`. Needs one pass; keeps 24 bytes an image
+            and pair.
         autocast: "fp16" or "bf16" runs the models in that type; None as they are.
         device: where they run; None is where they are.
         progress: a bar where the output is a terminal.
@@ -103,8 +108,9 @@ def compare(
         save_every: seconds.
         distributed: share the batches among the processes of `torch.distributed`; each is given all
             of `data`, runs a part of the batches, and returns the whole result.
-        ids: from a batch to a name or number of each of its images, to find them in a fingerprint;
-            `fastcka.data.ImageBatches` say it themselves. Two fingerprints need no data.
+        ids: from a batch to a name or number of each of its images, to find them in a fingerprint
+            and to name them beside `influence`; `fastcka.data.ImageBatches` say it themselves. Two
+            fingerprints need no data.
 
     Returns:
         `CKAResult`; its `meta` holds all that the numbers depend on.
@@ -190,6 +196,8 @@ def compare(
         operand=operand,
         permutations=_permutations(calibrate, passes),
         also=also,
+        influence=_of_one_pass(influence, passes),
+        ids=ids,
         backend=backend,
     )
 
@@ -210,6 +218,7 @@ def compare_many(
     operand: str | torch.dtype | None = None,
     calibrate: bool | int = False,
     also: Sequence[str] = (),
+    influence: Sequence[tuple] = (),
     autocast: str | torch.dtype | None = None,
     device: torch.device | str | None = None,
     backend: str | None = None,
@@ -227,6 +236,7 @@ def compare_many(
     Args:
         models: networks or fingerprints by name.
         layers: as `layers_a` of `compare`, for all models; or a mapping by model.
+        influence: pairs ((model, layer), (model, layer)).
         inputs, forwards: mappings from model to what `input_a` and `forward_a` are in `compare`.
         data and the other arguments: as in `compare`.
 
@@ -252,8 +262,9 @@ def compare_many(
         _check_model(f"models[{name!r}]", model)
     data = _data_for(list(models.values()), data)
     _check_stored(list(models.values()), estimator, gram, bandwidth, passes)
+    ids = None if isinstance(data, MeasuredBatches) else ids
     stored = {
-        "ids": None if isinstance(data, MeasuredBatches) else ids,
+        "ids": ids,
         "operand": operand_dtype(operand),
         "device": _device(list(models.values()), device),
     }
@@ -294,6 +305,8 @@ def compare_many(
         operand=operand,
         permutations=_permutations(calibrate, passes),
         also=also,
+        influence=_of_one_pass(influence, passes),
+        ids=ids,
         backend=backend,
     )
 
@@ -457,6 +470,15 @@ def _permutations(calibrate: bool | int, passes: int) -> int:
             "make p-values too small"
         )
     return PERMUTATIONS if calibrate is True else int(calibrate)
+
+
+def _of_one_pass(influence: Sequence[tuple], passes: int) -> Sequence[tuple]:
+    if influence and passes > 1:
+        raise ValueError(
+            f"`influence` needs one pass, but `passes` is {passes}: an image that comes again is "
+            "in several batches, and would have to be left out of all of them"
+        )
+    return influence
 
 
 def _course(

@@ -13,6 +13,9 @@ VALUES = 4.0
 # |K without its diagonal| / |U| beyond which rounding in float32 may show in CKA's fifth digit.
 DIGITS_LOST = 300.0
 
+# Share of an HSIC below which a difference of float64 sums is their rounding.
+CANCELLED = 2.0**-40
+
 # Columns of the sums that decide, the first four of the summary of kernels.finish.
 CENTRED, HOLLOW, SPREAD, RAW = range(4)
 
@@ -31,3 +34,13 @@ def has_lost_digits(sums: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
     """Where centring leaves less than 1/DIGITS_LOST of a Gram matrix added up in float32."""
     in_float32 = eps[:, 1] > torch.finfo(torch.float64).eps
     return in_float32 & (sums[:, HOLLOW] > DIGITS_LOST**2 * sums[:, CENTRED])
+
+
+def least_share(sums: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+    """The share of its HSIC up to which what is left of a layer, without an example, is rounding.
+
+    By the rule for products above, (PRODUCTS · eps)² · |K|² over |U|²; and the sums that are
+    subtracted are rounded too. Arguments as of `is_constant`; [L].
+    """
+    products = (PRODUCTS * eps[:, 1]) ** 2 * sums[:, HOLLOW] / sums[:, CENTRED]
+    return products.clamp(min=CANCELLED)

@@ -111,7 +111,7 @@ class Course:
                 f"`n` is {self.n}, but the batches of `data` hold {size} images; give batches of a "
                 "multiple of `n`, or leave it out"
             )
-        parts = 1 if self.n is None else size // self.n
+        self._parts = parts = 1 if self.n is None else size // self.n
         # A CKA batch is a block as long as there are enough; then a batch of the data is. Where it
         # is not known how many there will be, a power of two: block 256 is block 0 again.
         known = self._lengths[0]
@@ -136,7 +136,8 @@ class Course:
 
     def index(self, number: int, part: int) -> int:
         """The number under which a part of a batch is added up."""
-        return number * self.blocks + part % self.blocks
+        # Parts that share a number follow each other: sorted by number, images are as they came.
+        return number * self.blocks + min(part * self.blocks // self._parts, self.blocks - 1)
 
     def done(self, turn: int, number: int) -> None:
         """The batch has been added up."""

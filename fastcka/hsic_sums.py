@@ -8,7 +8,15 @@ import torch
 from fastcka import conditioning
 from fastcka.gram_stack import GramStack
 
+# Unbiased HSIC divides by n − 3, and the biased one is kept to the same batches.
+SMALLEST_BATCH = 4
 NEVER = torch.iinfo(torch.int64).max
+
+
+def weights(n: int, estimator: str, weighting: str) -> tuple[float, float]:
+    """Of a batch of n examples: its weight, and that of its inner products."""
+    normaliser = float(n * (n - 3) if estimator == "unbiased" else (n - 1) ** 2)
+    return (normaliser, 1.0) if weighting == "pairs" else (1.0, 1.0 / normaliser)
 
 
 class Block:
@@ -65,6 +73,9 @@ class LayerTotals:
 
     def without_value(self) -> np.ndarray:
         return (self.constant() | (self.first_bad != NEVER)).cpu().numpy()
+
+    def least_share(self) -> np.ndarray:
+        return conditioning.least_share(self.sums, self.eps).cpu().numpy()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         return {

@@ -15,15 +15,20 @@ class Sums(NamedTuple):
 
 
 def ratio(sums: Sums) -> np.ndarray:
-    """h_ab / √(h_aa h_bb), [L, M]; 1 where the three are equal, NaN where h_aa or h_bb is not > 0.
+    """h_ab / √(h_aa h_bb), [L, M]: see `cosine`."""
+    return cosine(sums.ab, sums.aa[:, None], sums.bb)
+
+
+def cosine(ab: np.ndarray, aa: np.ndarray, bb: np.ndarray) -> np.ndarray:
+    """ab / √(aa · bb), elementwise; 1 where the three are equal, NaN where aa or bb is not > 0.
 
     The powers of two are taken out before the product, which would leave the range of float64 for
     activations near the ends of that of float32.
     """
-    mantissa_a, exponent_a = _even_frexp(sums.aa)
-    mantissa_b, exponent_b = _even_frexp(sums.bb)
-    exponent = (exponent_a[:, None] + exponent_b) // 2
-    return np.ldexp(sums.ab, -exponent) / np.sqrt(mantissa_a[:, None] * mantissa_b)
+    mantissa_a, exponent_a = _even_frexp(aa)
+    mantissa_b, exponent_b = _even_frexp(bb)
+    exponent = (exponent_a + exponent_b) // 2
+    return np.ldexp(ab, -exponent) / np.sqrt(mantissa_a * mantissa_b)
 
 
 def _even_frexp(h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

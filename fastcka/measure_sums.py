@@ -7,9 +7,10 @@ import torch
 
 from fastcka.gram_stack import GramStack
 from fastcka.measures import OF_LAYERS, OF_PAIRS, between, defined_for, grams
+from fastcka.named_sums import NamedSums
 
 
-class MeasureSums:
+class MeasureSums(NamedSums):
     """Sums of n times the measure of each batch of n examples.
 
     Args:
@@ -24,18 +25,18 @@ class MeasureSums:
     ):
         self.names, self.pairs, self.models = tuple(names), list(pairs), list(layers)
         size = {model: len(of) for model, of in layers.items()}
-        new = {"dtype": torch.float64, "device": "cpu"}
-        self._sums = {}
+        shapes = {}
         for name in names:
             if name in OF_PAIRS:
                 for i, (a, b) in enumerate(self.pairs):
                     # Of each cell, n times its value, and n where it has one.
-                    self._sums[f"{name}.{i}"] = torch.zeros(2, size[a], size[b], **new)
+                    shapes[f"{name}.{i}"] = (2, size[a], size[b])
             else:
                 for i, model in enumerate(self.models):
-                    self._sums[f"{name}.{i}"] = torch.zeros(2, size[model], **new)
+                    shapes[f"{name}.{i}"] = (2, size[model])
+        super().__init__(shapes)
 
-    def of(self, stacks: Mapping[str, GramStack], n: int) -> dict[str, torch.Tensor]:
+    def of(self, stacks: Mapping[str, GramStack], n: int, number: int) -> dict[str, torch.Tensor]:
         """What one batch adds; nothing is added yet."""
         names = [name for name in self.names if defined_for(name, n)]
         if not names:
@@ -51,17 +52,6 @@ class MeasureSums:
                 for i, model in enumerate(self.models):
                     found[f"{name}.{i}"] = _weighted(OF_LAYERS[name](k[model]), n)
         return found
-
-    def add(self, found: Mapping[str, torch.Tensor]) -> None:
-        """Add what `of` returned, or `tensors` of another."""
-        for name, value in found.items():
-            self._sums[name] = self._sums[name].to(value.device) + value
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        return {name: value.cpu() for name, value in self._sums.items()}
-
-    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        self._sums = {name: tensors[name].clone() for name in self._sums}
 
     def results(
         self, a: str, b: str, without_a: np.ndarray, without_b: np.ndarray

@@ -16,6 +16,7 @@ from fastcka.course import Course
 from fastcka.distributed import Share
 from fastcka.fingerprints import Measured
 from fastcka.gram_stack import GramStack
+from fastcka.influence import as_pairs
 from fastcka.interrupts import Interrupts
 from fastcka.options import check_whole_number
 from fastcka.participant import Inputs, Participant, autocast_name
@@ -38,18 +39,21 @@ def measure(
     checkpoint: Checkpoint | None,
     share: Share,
     watch: Callable[[object, list[slice], list], None] | None = None,
+    influence: Sequence[tuple] = (),
+    ids: Callable | None = None,
     **options,
 ) -> CKAResult | CKAResults:
     """Run the models over the data; `options` are those of `MinibatchCKA`.
 
-    `watch` is given each batch, its parts, and the Gram matrices of each, by model.
+    `watch` is given each batch, its parts, and the Gram matrices of each, by model. `ids` names the
+    images of a batch, for `influence`.
     """
     if n is not None:
         check_whole_number("n", n, SMALLEST_BATCH)
     check_whole_number("passes", passes, 1)
-    sums = _Sums(participants, many, options)
+    sums = _Sums(participants, many, options, influence)
     course = Course(data, n, passes, share, watched=checkpoint is not None or share.ranks > 1)
-    account = Account(participants, course)
+    account = Account(participants, course, ids)
     state = _State(participants, course, account, sums, checkpoint)
     _warn(account.before)
     with Interrupts() as interrupts:
@@ -64,8 +68,10 @@ def measure(
                     stacks = sums.stacks(batch, inputs, parts, number)
                     if watch is not None:
                         watch(batch, parts, stacks)
+                    images = account.names(batch, parts[-1].stop) if influence else None
                     with interrupts.after(), state.changing():
-                        sums.add(parts, stacks, partial(course.index, number))
+                        index = partial(course.index, number)
+                        sums.add(parts, stacks, index, again=turn > 0, images=images)
                         account.see(batch, parts)
                         course.done(turn, number)
                     for notice in sums.notices:
@@ -209,10 +215,18 @@ class _State:
 class _Sums:
     """The accumulator of a comparison, made when the first batch has shown the layers."""
 
-    def __init__(self, participants: list[Participant], many: bool, options: dict):
-        self.participants, self.many, self.options = participants, many, options
+    def __init__(
+        self,
+        participants: list[Participant],
+        many: bool,
+        options: dict,
+        influence: Sequence[tuple] = (),
+    ):
+        self.participants, self.many = participants, many
+        self.options = options | {"influence": influence}
         # Names no layer, but checks the options before any model runs.
         self._any = MinibatchCKA(["any"], **options)
+        self._influence = as_pairs(influence, [p.label for p in participants], many)
         self.stack_options = self._any.stack_options
         self.accumulator: MinibatchCKA | None = None
         self.left_out: list[int] = []  # sizes of the parts that are too small
@@ -224,7 +238,8 @@ class _Sums:
         """The options, whatever way they were written."""
         config = self._any.state_dict()["config"]
         known = {name: config[name] for name in config if name not in ("layers", "pairs", "schema")}
-        return known | {"backend": self._any.backend}
+        influence = array_file.plain(self._influence, "influence")
+        return known | {"backend": self._any.backend, "influence": influence}
 
     def inputs(self, batch) -> dict[str, Inputs]:
         return {p.label: p.inputs(batch) for p in self.participants}
@@ -259,14 +274,16 @@ class _Sums:
         parts: list[slice],
         stacks: list[dict[str, GramStack] | None],
         index: Callable[[int], int],
+        again: bool = False,
+        images: Sequence[str | int] | None = None,
     ) -> None:
         """Add the parts of a batch, a CKA batch each, each under the index of its place."""
         for place, (part, filled) in enumerate(zip(parts, stacks, strict=True)):
             if filled is None:
                 self.left_out.append(_size(part))
             else:
-                # Further passes add nothing independent: they go to the blocks of the first.
-                self.accumulator.add(filled, index=index(place))
+                named = None if images is None else images[part]
+                self.accumulator.add(filled, index=index(place), again=again, images=named)
 
     def _stacks(
         self, participant: Participant, batch, inputs: Inputs, parts: list[slice], number: int

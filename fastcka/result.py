@@ -21,11 +21,13 @@ class CKAResult:
     Attributes:
         cka: [L, M] float64; 1 is equal up to rotation and scale, 0 is unrelated. The unbiased
             estimate may be slightly negative. NaN for layers that `warnings` names.
-        stderr: [L, M], standard error over independent batches; NaN for a single block.
+        stderr: [L, M], standard error over independent batches, of several passes those of the
+            first; NaN for a single block.
         hsic_ab: [L, M]; hsic_aa: [L]; hsic_bb: [M]: weighted means over the batches, in the unit of
             squared Gram entries, so that cka = hsic_ab / √(hsic_aa · hsic_bb).
         layers_a, layers_b: names of the rows and columns.
-        n_examples, n_batches: what was measured; batches that were left out are in `meta`.
+        n_examples, n_batches: what was measured, in all passes together; batches that were left out
+            are in `meta`.
         warnings: one sentence each.
         meta: what the numbers depend on: estimator, weighting, gram, bandwidth, operand (as asked
             for), backend, isa, device, threads, versions; n_blocks of the error bars; what was left
@@ -43,6 +45,14 @@ class CKAResult:
             and "effective_rank" exp(entropy) of the eigenvalues of the centred Gram matrix, n − 1
             at most. Batches of up to 10 have no neighbours, and where a layer is constant in a
             batch, that batch does not count for it.
+        influence: by pair (layer_a, layer_b), as asked for, what each image does: [n_examples], CKA
+            less what it is without the image, all else as it is, in the order in which they were
+            read. Positive where the image raises CKA, 0 for a layer with itself. The other images
+            of its batch stay together; a batch of 4 without one of them is too small and left out,
+            and a Gaussian Gram matrix keeps its bandwidth. NaN where CKA is, and where without the
+            image nothing is left. Images of batches that were left out are not among them.
+        images: their names, where the data say them: of files within the folder, what `ids` says,
+            or the numbers by which two fingerprints know them.
     """
 
     cka: np.ndarray
@@ -58,6 +68,8 @@ class CKAResult:
     meta: dict = field(default_factory=dict)
     null: np.ndarray | None = None
     also: dict[str, np.ndarray] = field(default_factory=dict)
+    influence: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    images: tuple[str | int, ...] | None = None
 
     def __repr__(self) -> str:
         shape = f"{len(self.layers_a)} x {len(self.layers_b)} layers"
@@ -83,7 +95,9 @@ class CKAResult:
         estimator = f"{self.meta.get('estimator', '')} CKA".strip()
         weights = [model.get("weights", "") for model in self.meta.get("models", {}).values()]
         untrained = any(known.startswith("untrained") for known in weights)
+        passes = self.meta.get("passes", 1)
         return (
+            f"{f'{passes} passes, together ' if passes > 1 else ''}"
             f"{self.n_examples} examples in {batches}, {estimator}"
             f"{', untrained networks' if untrained else ''}"
         )
@@ -95,8 +109,8 @@ class CKAResult:
         batches. Meant for k >= 10 independent batches of light-tailed data: 95 % intervals then
         cover the truth in 93 to 97 % of cases. With weighting="equal" and a last batch much smaller
         than the others they are too wide; with fewer batches and a small last one, too narrow.
-        Repeated passes add no blocks. The ends are not clipped to 0 and 1, and not widened for many
-        layers.
+        Of several passes they are those of the first, about the CKA of all. The ends are not
+        clipped to 0 and 1, and not widened for many layers.
 
         Args:
             level: between 0 and 1.
@@ -204,6 +218,11 @@ class CKAResult:
         names = ("layers_a", "layers_b", "warnings")
         also = {name: fields.pop(name) for name in list(fields) if name.startswith(ALSO)}
         fields["also"] = {name.removeprefix(ALSO): value for name, value in also.items()}
+        pairs = [tuple(pair) for pair in fields.pop("influence_of", ())]
+        changes = fields.pop("influence", np.empty((0, fields["n_examples"])))
+        fields["influence"] = dict(zip(pairs, changes, strict=False))
+        if fields.get("images") is not None:
+            names = (*names, "images")
         result = cls(**fields | {name: tuple(fields[name]) for name in names})
         sides = {"_a": len(result.layers_a), "_b": len(result.layers_b)}
         both = tuple(sides.values())
@@ -215,6 +234,10 @@ class CKAResult:
             shapes[name] = both if value.ndim == 2 else (sides[name[-2:]],)
         if result.null is not None:
             arrays["null"], shapes["null"] = result.null, (len(result.null), *both)
+        arrays["influence"], shapes["influence"] = changes, (len(pairs), result.n_examples)
+        if result.images is not None:
+            arrays["images"] = np.empty(len(result.images))
+            shapes["images"] = (result.n_examples,)
         for name, value in arrays.items():
             if value.shape != shapes[name]:
                 raise ValueError(f"`{name}` has shape {value.shape}, expected is {shapes[name]}")
@@ -222,7 +245,10 @@ class CKAResult:
 
     def _record(self) -> dict:
         """All fields, with every array under a name of its own."""
-        fields = {name: value for name, value in vars(self).items() if name != "also"}
+        fields = {k: v for k, v in vars(self).items() if k not in ("also", "influence")}
+        if self.influence:
+            fields["influence_of"] = list(self.influence)
+            fields["influence"] = np.stack(list(self.influence.values()))
         return fields | {ALSO + name: value for name, value in self.also.items()}
 
     def plot(

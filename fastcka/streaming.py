@@ -11,24 +11,25 @@ import numpy as np
 import torch
 
 from fastcka import conditioning
-from fastcka.batch import examples, in_order, layer_names
+from fastcka.batch import examples, image_names, in_order, layer_names
+from fastcka.chance_sums import ChanceSums
 from fastcka.gram_stack import GramStack
-from fastcka.hsic_sums import Block, LayerTotals
+from fastcka.hsic_sums import SMALLEST_BATCH, Block, LayerTotals, weights
+from fastcka.influence import as_pairs
+from fastcka.influence_sums import InfluenceSums
 from fastcka.jackknife import Sums, add, ratio, standard_error
 from fastcka.kernels import dispatch, hsic_pairs, native
 from fastcka.kernels.operations import OPERANDS, operand_dtype
 from fastcka.measure_sums import MeasureSums
 from fastcka.measures import check_names
 from fastcka.options import check_choice, check_options, check_whole_number
-from fastcka.permutation import permuted_products
 from fastcka.result import CKAResult, CKAResults
 from fastcka.warning import CKAWarning
 
 # Sums over batches are kept apart in this many blocks, batch i in block i mod BLOCKS: enough for
-# error bars, and small at any number of batches.
+# error bars, and small at any number of batches. Batches of examples that were given before have
+# as many of their own, from BLOCKS on.
 BLOCKS = 256
-# Unbiased HSIC divides by n − 3, and the biased one is kept to the same batches.
-SMALLEST_BATCH = 4
 WEIGHTINGS = ("pairs", "equal")
 LARGEST_INDEX = 2**62
 SCHEMA = 1
@@ -40,7 +41,8 @@ class MinibatchCKA:
     CKA = Σ_b w_b h_xy / √(Σ_b w_b h_xx · Σ_b w_b h_yy), with h the HSIC of batch b between layers x
     and y, or of each with itself, and w_b its weight [Nguyen et al. 2021]. HSIC_1 is unbiased, so
     in expectation the sums do not depend on the size of the batches, as biased ones do. Standard
-    errors come from the delete-one-block jackknife; up to 256 batches a block is a batch.
+    errors come from the delete-one-block jackknife; up to 256 batches a block is a batch. Examples
+    that are given `again` count for CKA, not for its error.
 
     Every batch must be a random sample of the examples: shuffle them once. Batches sorted by class
     measure something else, often near 0. No example may stand twice in a batch.
@@ -69,6 +71,10 @@ class MinibatchCKA:
             "mutual_knn", "cknna", "procrustes" of pairs of layers, "participation_ratio",
             "effective_rank" of layers; see `CKAResult.also`. They need some n³ flop and 32·n² bytes
             a layer, "procrustes" 20·n³ flop a pair.
+        influence: pairs (layer_a, layer_b), of several models ((model, layer), (model, layer)):
+            what each single image does to their CKA, see `CKAResult.influence`. Costs a few n² flop
+            and 8·n² bytes a pair, and keeps 24 bytes an image and pair, less where pairs share
+            layers. Give every image once.
         backend: "native" or "torch"; None picks, see `fastcka info`.
 
     Raises:
@@ -102,6 +108,7 @@ class MinibatchCKA:
         operand: str | torch.dtype | None = None,
         permutations: int = 0,
         also: Sequence[str] = (),
+        influence: Sequence[tuple] = (),
         backend: str | None = None,
     ):
         check_options(estimator, gram, bandwidth)
@@ -134,14 +141,32 @@ class MinibatchCKA:
             self._pairs = [("a", "a" if layers_b is None else "b")]
         self._blocks: dict[int, Block] = {}
         self._totals = {model: LayerTotals(len(names)) for model, names in self.layers.items()}
-        self._null: dict[tuple[str, str], torch.Tensor] = {}  # [K, L, M], none without permutations
+        self._chance = ChanceSums(
+            permutations, self._pairs, self.layers, estimator, weighting, backend
+        )
         self._measures = MeasureSums(self.also, self._pairs, self.layers)
+        wanted = as_pairs(influence, list(self.layers), self._many)
+        self._influence = InfluenceSums(wanted, self.layers, estimator, weighting)
+        # By the names under which a state keeps them.
+        self._beside = {
+            "null": self._chance,
+            "also": self._measures,
+            "influence": self._influence,
+        }
         self._numbered: str | None = None  # "arrival" or "index": how batches got their number
         self._ran_on: dict = {}
         self.n_batches = self.n_examples = 0
         self.skipped_batches = self.skipped_examples = 0
 
-    def update(self, xs, ys=None, *, index: int | None = None) -> "MinibatchCKA":
+    def update(
+        self,
+        xs,
+        ys=None,
+        *,
+        index: int | None = None,
+        again: bool = False,
+        images: Sequence[str | int] | None = None,
+    ) -> "MinibatchCKA":
         """Add one batch.
 
         Args:
@@ -149,8 +174,12 @@ class MinibatchCKA:
                 mapping by layer name; for several models, a mapping from model to such.
             ys: the same for `layers_b`, of the same examples in the same order.
             index: number 0, 1, 2, … of the batch in the whole data, where several processes share
-                it or passes repeat it. Batches of one number, and those 256 apart, make one block
-                of the error bars; `n_examples` counts every pass. None numbers batches by arrival.
+                it. Batches of one number, and those 256 apart, make one block of the error bars.
+                None numbers batches by arrival.
+            again: the examples were given before, in other batches: a second pass. Such batches
+                make CKA steadier and its error bars, which are those of the first pass, no
+                narrower; `n_examples` counts every pass.
+            images: what the examples are called, for `influence`; None where nobody knows.
 
         Batches of fewer than 4 examples are left out and counted.
 
@@ -169,7 +198,7 @@ class MinibatchCKA:
         for model, tensors in given.items():
             stacks[model] = self.stack(model, n, tensors[0].device)
             stacks[model].put_all(tensors)
-        return self.add(stacks, index=index)
+        return self.add(stacks, index=index, again=again, images=images)
 
     def stack(self, model: str, n: int, device: torch.device | str = "cpu") -> GramStack:
         """An empty stack for the layers of one model, to be filled while the model runs."""
@@ -192,8 +221,15 @@ class MinibatchCKA:
         self.skipped_examples += n
         return self
 
-    def add(self, stacks: Mapping[str, GramStack], *, index: int | None = None) -> "MinibatchCKA":
-        """Add the filled stacks of one batch, one of each model; `index` as in `update`."""
+    def add(
+        self,
+        stacks: Mapping[str, GramStack],
+        *,
+        index: int | None = None,
+        again: bool = False,
+        images: Sequence[str | int] | None = None,
+    ) -> "MinibatchCKA":
+        """Add the filled stacks of one batch, one of each model; the rest as in `update`."""
         if set(stacks) != set(self.layers):
             raise ValueError(
                 f"give one stack of each of {', '.join(self.layers)}, not of {', '.join(stacks)}"
@@ -207,46 +243,31 @@ class MinibatchCKA:
                 raise ValueError(f"the stack of {model!r} was made for other layers or options")
         number = self._number(index)
         n = next(iter(sizes.values()))
+        if images is not None:
+            images = image_names(images, n)
         block = self._block_of(stacks, n)
-        null = self._null_of(stacks, n, number) if self.permutations else {}
-        measures = self._measures.of(stacks, n)
+        beside = {kind: sums.of(stacks, n, number) for kind, sums in self._beside.items()}
         ran_on = _where_it_ran(next(iter(stacks.values())).packed.device, self.backend)
         # All is computed: from here on nothing fails.
         for model, stack in stacks.items():
             self._totals[model].add(stack, number)
-        where = number % BLOCKS
+        where = number % BLOCKS + again * BLOCKS
         if where in self._blocks:
             self._blocks[where].add(block)
         else:
             self._blocks[where] = block
-        self._add_null(null)
-        self._measures.add(measures)
+        for kind, sums in self._beside.items():
+            sums.add(beside[kind])
+        self._influence.name(images)
         self._numbered = "arrival" if index is None else "index"
         self._ran_on = ran_on
         self.n_batches += 1
         self.n_examples += n
         return self
 
-    def _weights(self, n: int) -> tuple[float, float]:
-        """Of a batch of n examples: its weight, and that of its inner products."""
-        normaliser = float(n * (n - 3) if self.estimator == "unbiased" else (n - 1) ** 2)
-        return (normaliser, 1.0) if self.weighting == "pairs" else (1.0, 1.0 / normaliser)
-
-    def _null_of(self, stacks: Mapping[str, GramStack], n: int, number: int) -> dict:
-        """The weighted HSICs of one batch in random orders."""
-        packed = {model: stack.packed for model, stack in stacks.items()}
-        options = (n, self.estimator, self.permutations, number, self.backend)
-        null = permuted_products(packed, self._pairs, *options)
-        return {pair: value.mul_(self._weights(n)[1]) for pair, value in null.items()}
-
-    def _add_null(self, null: Mapping[tuple[str, str], torch.Tensor]) -> None:
-        for pair, value in null.items():
-            here = self._null.get(pair)
-            self._null[pair] = value.clone() if here is None else here + value.to(here.device)
-
     def _block_of(self, stacks: Mapping[str, GramStack], n: int) -> Block:
         """The weighted HSICs of one batch."""
-        weight, factor = self._weights(n)
+        weight, factor = weights(n, self.estimator, self.weighting)
         pairs, own = {}, {}
         for a, b in self._pairs:
             packed = stacks[a].packed, None if a == b else stacks[b].packed
@@ -278,13 +299,13 @@ class MinibatchCKA:
         shift = self.n_batches if other._numbered == "arrival" else 0
         self._ran_on = self._ran_on or other._ran_on
         for where, block in other._blocks.items():
-            place = (where + shift) % BLOCKS
+            place = (where + shift) % BLOCKS + where // BLOCKS * BLOCKS
             if place in self._blocks:
                 self._blocks[place].add(block)
             else:
                 self._blocks[place] = copy.deepcopy(block)
-        self._add_null(other._null)
-        self._measures.add(other._measures.tensors())
+        for kind, sums in self._beside.items():
+            sums.merge(other._beside[kind], shift)
         for model, totals in self._totals.items():
             totals.merge(other._totals[model], shift)
         self._numbered = self._numbered or other._numbered
@@ -332,15 +353,12 @@ class MinibatchCKA:
         }
         for i, pair in enumerate(self._pairs):
             tensors[f"pair.{i}"] = [block.pairs[pair] for _, block in blocks]
-            if self.permutations:
-                shape = (self.permutations, *map(len, (self.layers[pair[0]], self.layers[pair[1]])))
-                none = torch.zeros(shape, dtype=torch.float64, device="cpu")
-                tensors[f"null.{i}"] = self._null.get(pair, none).cpu()
         for i, (model, totals) in enumerate(self._totals.items()):
             tensors[f"own.{i}"] = [block.own[model] for _, block in blocks]
             tensors |= {f"{name}.{i}": value.cpu() for name, value in totals.tensors().items()}
-        tensors |= {f"also.{k}": value for k, value in self._measures.tensors().items()}
-        for name, shape in self._shapes(len(blocks)).items():
+        for kind, sums in self._beside.items():
+            tensors |= {f"{kind}.{name}": value for name, value in sums.tensors().items()}
+        for name, shape in self._shapes(len(blocks), tensors).items():
             if isinstance(tensors[name], list):
                 parts = [part.cpu() for part in tensors[name]]
                 empty = torch.empty(shape, dtype=torch.float64, device="cpu")
@@ -362,7 +380,7 @@ class MinibatchCKA:
         counts, tensors = state["counts"], state["tensors"]
         _check_same(dict.fromkeys(self._counts()), dict.fromkeys(counts), "load the counts")
         blocks = len(tensors.get("block", ()))
-        shapes = {"block": (blocks,), "weight": (blocks,)} | self._shapes(blocks)
+        shapes = {"block": (blocks,), "weight": (blocks,)} | self._shapes(blocks, tensors)
         _check_same(
             shapes,
             {name: tuple(value.shape) for name, value in tensors.items()},
@@ -376,12 +394,9 @@ class MinibatchCKA:
             )
             for place, where in enumerate(tensors["block"])
         }
-        self._null = {
-            pair: tensors[f"null.{i}"].clone()
-            for i, pair in enumerate(self._pairs)
-            if self.permutations
-        }
-        self._measures.load({name: tensors[f"also.{name}"] for name in self._measures.tensors()})
+        for kind, sums in self._beside.items():
+            sums.load(_named(tensors, kind))
+        self._influence.images = copy.copy(counts["images"])
         for position, totals in enumerate(self._totals.values()):
             totals.load({name: tensors[f"{name}.{position}"] for name in totals.tensors()})
         self._numbered, self._ran_on = counts["numbered"], dict(counts["ran_on"])
@@ -389,15 +404,18 @@ class MinibatchCKA:
         self.skipped_batches = counts["skipped_batches"]
         self.skipped_examples = counts["skipped_examples"]
 
-    def _shapes(self, blocks: int) -> dict[str, tuple[int, ...]]:
-        """Of the tensors of a state with so many blocks."""
+    def _shapes(
+        self, blocks: int, tensors: Mapping[str, torch.Tensor]
+    ) -> dict[str, tuple[int, ...]]:
+        """Those that the tensors of a state with so many blocks must have."""
         size = {model: len(names) for model, names in self.layers.items()}
-        also = self._measures.tensors()
-        shapes = {f"also.{name}": tuple(value.shape) for name, value in also.items()}
+        shapes = {
+            f"{kind}.{name}": shape
+            for kind, sums in self._beside.items()
+            for name, shape in sums.shapes(_named(tensors, kind)).items()
+        }
         for i, (a, b) in enumerate(self._pairs):
             shapes[f"pair.{i}"] = (blocks, size[a], size[b])
-            if self.permutations:
-                shapes[f"null.{i}"] = (self.permutations, size[a], size[b])
         for i, (model, totals) in enumerate(self._totals.items()):
             shapes[f"own.{i}"] = (blocks, size[model])
             for name, value in totals.tensors().items():
@@ -415,6 +433,7 @@ class MinibatchCKA:
             "bandwidth": self.bandwidth,
             "permutations": self.permutations,
             "also": list(self.also),
+            "influence": [[list(end) for end in pair] for pair in self._influence.wanted],
             "operand": next((k for k, v in OPERANDS.items() if v == self.operand), None),
         }
 
@@ -422,6 +441,7 @@ class MinibatchCKA:
         return {
             "numbered": self._numbered,
             "ran_on": self._ran_on,
+            "images": copy.copy(self._influence.images),
             "n_batches": self.n_batches,
             "n_examples": self.n_examples,
             "skipped_batches": self.skipped_batches,
@@ -465,24 +485,23 @@ class MinibatchCKA:
             given = {"a": xs, "b": ys} if wants_b else {"a": xs}
         return {model: in_order(model, self.layers[model], given[model]) for model in self.layers}
 
-    def _sums(self, a: str, b: str) -> list[Sums]:
-        return [
-            Sums(
-                *(
-                    tensor.cpu().numpy()
-                    for tensor in (block.pairs[a, b], block.own[a], block.own[b])
-                )
-            )
-            for _, block in sorted(self._blocks.items())
-        ]
+    def _sums(self, a: str, b: str) -> tuple[list[Sums], list[Sums]]:
+        """The blocks of a pair of models: of examples given once, and of those given again."""
+        found: tuple[list[Sums], list[Sums]] = [], []
+        for where, block in sorted(self._blocks.items()):
+            parts = (block.pairs[a, b], block.own[a], block.own[b])
+            found[where >= BLOCKS].append(Sums(*(part.cpu().numpy() for part in parts)))
+        return found
 
     def _result(self, a: str, b: str, messages: dict[str, list[str]]) -> CKAResult:
-        blocks = self._sums(a, b)
-        total = add(blocks)
-        cka, stderr = ratio(total), standard_error(blocks)
+        blocks, again = self._sums(a, b)
+        total = add(blocks + again)
+        # Examples that come again are no more examples: the error is that of the others alone.
+        cka, stderr = ratio(total), standard_error(blocks or [total])
         without = [self._totals[model].without_value() for model in (a, b)]
         for matrix in (cka, stderr):
             matrix[without[0]] = matrix[:, without[1]] = np.nan
+        least = [self._totals[model].least_share() for model in (a, b)]
         weight = sum(block.weight for block in self._blocks.values())
         told = list(dict.fromkeys(messages[a] + messages[b]))
         if self.skipped_batches:
@@ -511,18 +530,11 @@ class MinibatchCKA:
             n_batches=self.n_batches,
             warnings=tuple(told),
             meta=meta,
-            null=self._by_chance(a, b, total, *without) if self.permutations else None,
+            null=self._chance.results(a, b, total, *without),
             also=self._measures.results(a, b, *without),
+            influence=self._influence.results(a, b, total, cka, *least),
+            images=self._influence.names(),
         )
-
-    def _by_chance(
-        self, a: str, b: str, total: Sums, without_a: np.ndarray, without_b: np.ndarray
-    ) -> np.ndarray:
-        """[K, L, M]. The HSIC of a layer with itself does not see the order of the examples."""
-        orders = self._null[a, b].cpu().numpy()
-        null = np.stack([ratio(total._replace(ab=one)) for one in orders])
-        null[:, without_a] = null[:, :, without_b] = np.nan
-        return null
 
 
 def _where_it_ran(device: torch.device, backend: str | None) -> dict:
@@ -532,6 +544,14 @@ def _where_it_ran(device: torch.device, backend: str | None) -> dict:
         "backend": name,
         "isa": native.module.isa() if name == "native" else None,
         "threads": native.thread_count() if name == "native" else torch.get_num_threads(),
+    }
+
+
+def _named(tensors: Mapping[str, torch.Tensor], kind: str) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin with `kind`, under the rest of their names."""
+    start = f"{kind}."
+    return {
+        name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)
     }
 
 

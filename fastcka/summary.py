@@ -8,6 +8,8 @@ from fastcka.result import CKAResult, CKAResults
 LEFT_OUT = ("models", "conditioning_a", "conditioning_b")
 # Beyond so many layers, only every second, third, … is printed.
 PRINTED = 24
+# Images of a pair of layers whose influence is told.
+TOLD = 5
 # Batches from which standard errors make intervals that hold.
 ENOUGH = 10
 
@@ -44,6 +46,28 @@ def best_matches(result: CKAResult) -> list[dict]:
     return rows
 
 
+def most_influential(result: CKAResult, count: int = TOLD) -> list[dict]:
+    """Of every pair in `result.influence` the images that change CKA most, either way.
+
+    `layer_a`, `layer_b`, and `images`: `image`, its name or its place from 0 on, and `influence`.
+
+    >>> import fastcka, torch
+    >>> x = torch.arange(8.0)[:, None]
+    >>> y = torch.tensor([0.0, 1, 2, 3, 4, 5, 6, -50])[:, None]
+    >>> cka = fastcka.MinibatchCKA(["x"], ["y"], influence=[("x", "y")])
+    >>> most_influential(cka.update([x], [y]).compute(), 1)[0]["images"][0]["image"]
+    7
+    """
+    found = []
+    for (a, b), changes in result.influence.items():
+        order = np.argsort(-np.abs(changes), kind="stable")  # NaN comes last
+        known = [i for i in order[:count].tolist() if np.isfinite(changes[i])]
+        images = range(len(changes)) if result.images is None else result.images
+        told = [{"image": images[i], "influence": float(changes[i])} for i in known]
+        found.append({"layer_a": a, "layer_b": b, "images": told})
+    return found
+
+
 def summary(result: CKAResult | CKAResults) -> dict:
     """What a result says, with six digits of CKA; JSON can hold it."""
     pairs = result if isinstance(result, CKAResults) else {None: result}
@@ -57,6 +81,7 @@ def summary(result: CKAResult | CKAResults) -> dict:
             "cka": _matrix(one.cka),
             **({} if one.null is None else {"p_values": _matrix(one.p_values())}),
             "also": {name: _matrix(values) for name, values in one.also.items()},
+            "influence": most_influential(one),
         }
         for one in pairs.values()
     ]
@@ -104,6 +129,10 @@ def in_words(result: CKAResult | CKAResults) -> str:
         lines.append(_chance(result))
     if step > 1:
         lines.append(f"  one layer in {step}; all are in the files")
+    for pair in most_influential(result):
+        layers = f"{pair['layer_a']} and {pair['layer_b']}"
+        lines.append(f"what single images do to the CKA of {layers}, the largest:")
+        lines += [f"  {one['influence']:+.2e}  {one['image']}" for one in pair["images"]]
     return "\n".join(lines)
 
 
@@ -139,7 +168,9 @@ def _errors(result: CKAResult) -> str:
     blocks = result.meta["n_blocks"]
     if blocks < 2:
         return " (one batch has no standard errors)"
-    return " ± standard error" + (f", rough from {blocks} batches" if blocks < ENOUGH else "")
+    which = " of one pass" if result.meta.get("passes", 1) > 1 else ""
+    rough = f", rough from {blocks} batches" if blocks < ENOUGH else ""
+    return f" ± standard error{rough}{which}"
 
 
 def _matrix(values: np.ndarray) -> list:

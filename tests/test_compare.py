@@ -116,6 +116,21 @@ def test_passes_sharpen_nothing_that_is_the_same():
     assert_close(twice.stderr, once.stderr, FLOAT64)
 
 
+def test_the_error_of_passes_in_new_orders_is_that_of_the_first():
+    x, model = images(60), net()
+
+    def loader():
+        generator = torch.Generator().manual_seed(3)
+        return DataLoader(TensorDataset(x), 20, shuffle=True, generator=generator)
+
+    once = fastcka.compare(model, data=loader(), layers_a="leaves")
+    often = fastcka.compare(model, data=loader(), layers_a="leaves", passes=3)
+    assert (often.stderr == once.stderr).all()
+    assert not np.allclose(often.cka, once.cka, atol=1e-6)
+    assert (often.meta["n_blocks"], often.n_batches) == (3, 9)
+    assert often.measured == "3 passes, together 180 examples in 9 batches, unbiased CKA"
+
+
 def test_two_runs_give_the_same_bits():
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2)

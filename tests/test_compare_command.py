@@ -1,5 +1,6 @@
 """`fastcka compare` and `fastcka list` as a user types them."""
 
+import csv
 import errno
 import json
 import os
@@ -97,6 +98,50 @@ def test_three_models_become_every_pair(images, tmp_path):
     twice = results[VIT, f"{VIT} (2)"]
     assert twice.meta["models"]["b"]["weights"] == "untrained, seed 1"
     assert not np.allclose(twice.cka, results[VIT, VIT].cka)
+
+
+def influence_csv(folder):
+    with open(folder / "influence.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_what_single_images_do_is_a_table(images, tmp_path, capsys):
+    pairs = ["--influence", "blocks.0", "layer1.0", "--influence", "blocks.2", "layer2.0"]
+    arguments = ["compare", VIT, CNN, *pairs, "--data", str(images), "--output", str(tmp_path)]
+    assert main([*arguments, *SMALL[:-1]]) == 0
+    result = fastcka.CKAResult.load(tmp_path / "result.safetensors")
+    assert list(result.influence) == [("blocks.0", "layer1.0"), ("blocks.2", "layer2.0")]
+    table = influence_csv(tmp_path)
+    assert [row["image"] for row in table] == 2 * list(result.images)
+    assert len(set(result.images)) == 40
+    assert all((images / name).is_file() for name in result.images)
+    both = np.concatenate(list(result.influence.values()))
+    assert [float(row["influence"]) for row in table] == both.tolist()
+    first = [table[0][name] for name in ("model_a", "layer_a", "model_b", "layer_b")]
+    assert first == [VIT, "blocks.0", CNN, "layer1.0"]
+    short = json.loads((tmp_path / "summary.json").read_text())["pairs"][0]["influence"]
+    assert [pair["layer_b"] for pair in short] == ["layer1.0", "layer2.0"]
+    most = np.abs(result.influence["blocks.0", "layer1.0"]).argmax()
+    assert short[0]["images"][0]["image"] == result.images[most]
+    out = capsys.readouterr().out
+    assert "what single images do to the CKA of blocks.2 and layer2.0, the largest:" in out
+    assert "summary.json, influence.csv are in" in out
+    compare(VIT, CNN, "--overwrite", images=images, output=tmp_path)
+    assert not (tmp_path / "influence.csv").exists()
+
+
+def test_of_more_models_each_layer_is_named_with_its_own(images, tmp_path, capsys):
+    pair = [f"{CNN}:layer1.0", f"{VIT} (2):blocks.1"]
+    compare(VIT, CNN, VIT, "--influence", *pair, images=images, output=tmp_path)
+    results = fastcka.CKAResults.load(tmp_path / "result.safetensors")
+    assert list(results[CNN, f"{VIT} (2)"].influence) == [("layer1.0", "blocks.1")]
+    assert {row["model_b"] for row in influence_csv(tmp_path)} == {f"{VIT} (2)"}
+    refused = ["layer1.0", f"{VIT}:blocks.1"]
+    compare(VIT, CNN, VIT, "--influence", *refused, images=images, output=tmp_path / "b", expect=1)
+    assert (
+        "--influence names 'layer1.0', but of which of the models: write test_vit:LAYER, or "
+        "another of test_vit, test_resnet, test_vit (2)" in capsys.readouterr().err
+    )
 
 
 def test_one_model_is_compared_with_itself(images, tmp_path):
@@ -205,6 +250,14 @@ REFUSALS = [
     ([CNN, "--n", "5"], "`n` is 5, but the batches of `data` hold 16 images"),
     ([CNN, "--batch-size", "0"], "`batch_size` must be a whole number from 1 on"),
     ([CNN, "--batch-size", "2"], "no batch of 4 or more examples was given"),
+    (
+        [CNN, "--influence", "layer1.0", "layer2.0", "--passes", "2"],
+        "`influence` needs one pass, but",
+    ),
+    (
+        [CNN, "--influence", "layer1.0", "layer9"],
+        "names layer 'layer9', which is none of those com",
+    ),
     ([CNN, "--bandwidth", "2"], "`bandwidth` belongs to gram='rbf'"),
     ([CNN, "--output", "/proc/none"], "cannot make the folder /proc/none: "),
 ]

@@ -22,15 +22,20 @@ REFUSED = (
 
 
 def result(path):
-    cka = MinibatchCKA(["x", "y"], ["z"], permutations=3, also=["rsa_cosine", "effective_rank"])
+    more = {"also": ["rsa_cosine", "effective_rank"], "influence": [("x", "z"), ("y", "z")]}
+    cka = MinibatchCKA(["x", "y"], ["z"], permutations=3, **more)
     for _ in range(2):
-        cka.update([torch.randn(12, 3), torch.randn(12, 5)], [torch.randn(12, 4)])
+        xs = [torch.randn(12, 3), torch.randn(12, 5)]
+        cka.update(xs, [torch.randn(12, 4)], images="abcdefghijkl")
     return cka.compute().save(path)
 
 
 def results(path):
     cka = MinibatchCKA({"a": ["x"], "b": ["y"]})
     return cka.update({"a": [torch.randn(8, 3)], "b": [torch.randn(8, 5)]}).compute().save(path)
+
+
+INFLUENCE = {"influence": [("0", "6")], "ids": lambda batch: range(10)}
 
 
 def state(path):
@@ -42,14 +47,15 @@ def state(path):
         raise Stop
 
     with pytest.raises(Stop):
-        fastcka.compare(net(), data=batches(), layers_a="leaves", checkpoint=path)
+        fastcka.compare(net(), data=batches(), layers_a="leaves", checkpoint=path, **INFLUENCE)
     return path
 
 
 def resume(path):
     return fastcka.compare(
-        net(), data=images(20).split(10), layers_a="leaves", checkpoint=path, resume=True
-    )
+        net(), data=images(20).split(10), layers_a="leaves", checkpoint=path, resume=True,
+        **INFLUENCE,
+    )  # fmt: skip
 
 
 KINDS = {
@@ -186,6 +192,30 @@ def test_contents_of_another_form_under_a_right_checksum_are_refused(files, kind
     try:
         with pytest.raises(ValueError, match=REFUSED):
             KINDS[kind][1](path)
+    finally:
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", ["images", "influence", "influence_of"])
+@pytest.mark.parametrize("change", ["drop", "shorten"])
+def test_influence_that_is_not_of_the_images_is_refused(files, name, change):
+    path, whole = files["result"]
+
+    def damage(records, arrays):
+        where = arrays if name == "influence" else records[0]
+        key = "0.influence" if name == "influence" else name
+        if change == "drop":
+            where.pop(key)
+        else:
+            where[key] = where[key][:-1]
+
+    path.write_bytes(rewritten(whole, "result", damage))
+    try:
+        if (name, change) == ("images", "drop"):
+            assert CKAResult.load(path).images is None
+        else:
+            with pytest.raises(ValueError, match=REFUSED):
+                CKAResult.load(path)
     finally:
         path.write_bytes(whole)
 

@@ -116,7 +116,15 @@ CASES = {
     "blocks": (lambda: images(2400, size=8).split(8), {}),  # more batches than blocks
     "parts": (lambda: images(105).split(20), {"n": 5, "passes": 2}),
     "one": (lambda: [images(40)], {}),  # a process without a batch
+    "influence": (
+        lambda: images(105).split(15),
+        {"n": 5, "influence": [("0", "6"), ("3", "3")], "ids": lambda batch: sums_of(batch)},
+    ),
 }
+
+
+def sums_of(batch):
+    return [f"{float(image.sum()):.6f}" for image in batch]
 
 
 def folder_batches(folder):
@@ -160,6 +168,10 @@ def assert_same_numbers(found, expected):
         assert np.array_equal(getattr(found, name), getattr(expected, name), equal_nan=True), name
     assert (found.n_examples, found.n_batches) == (expected.n_examples, expected.n_batches)
     assert found.warnings == expected.warnings
+    assert found.images == expected.images
+    assert found.influence.keys() == expected.influence.keys()
+    for pair, values in expected.influence.items():
+        assert np.array_equal(found.influence[pair], values)
 
 
 @pytest.mark.parametrize("rank", [0, 1])

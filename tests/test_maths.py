@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from fastcka.maths import cka, finish, gram, hsic
+from fastcka.maths import cka, finish, gram, hsic, influence
 
 EPS = np.finfo(np.float64).eps
 
@@ -485,6 +485,64 @@ def test_population_cka_of_a_finite_population_is_its_biased_cka():
     assert_same(cka.cka(x, y, "biased"), population)
 
 
+# --- without one example ---
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("n", [5, 6, 9])
+def test_products_without_an_example_follow_from_those_with_it(n, estimator):
+    centre = finish.u_centre if estimator == "unbiased" else finish.double_centre
+    k, other = symmetric(n, 11), symmetric(n, 12)
+    found = influence.product_without(k, other, estimator)
+    for i in range(n):
+        rest = np.ix_(*[[j for j in range(n) if j != i]] * 2)
+        expected = np.sum(centre(k[rest]) * centre(other[rest]))
+        assert_same(found[i], expected, size(k, other))
+
+
+@pytest.mark.parametrize("n", [5, 8])
+def test_unbiased_hsic_without_each_example_in_turn_has_the_mean_of_the_whole(n):
+    k, other = symmetric(n, 13), symmetric(n, 14)
+    without = influence.product_without(k, other, "unbiased") / ((n - 1) * (n - 4))
+    assert_same(without.mean(), hsic.unbiased_by_centring(k, other), size(k, other))
+
+
+@pytest.mark.parametrize("weighting", ["pairs", "equal"])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_influence_is_cka_less_that_of_the_data_without_the_example(weighting, estimator):
+    # Of linear Gram matrices, which know nothing of an example that is not theirs: from the data.
+    xs, ys = zip(*[layers(n, 6, 3) for n in (7, 4, 5)], strict=True)
+    options = {"weighting": weighting, "estimator": estimator}
+    found = influence.influence(xs, ys, **options)
+    assert found.shape == (16,)
+    whole, place = cka.minibatch(xs, ys, **options), 0
+    for batch in range(3):
+        for i in range(len(xs[batch])):
+            less = [
+                [np.delete(z, i, 0) if b == batch else z for b, z in enumerate(of)]
+                for of in (xs, ys)
+            ]
+            assert_same(found[place], whole - cka.minibatch(*less, **options))
+            place += 1
+
+
+def test_influence_of_a_gaussian_keeps_the_bandwidth_of_the_batch():
+    x, y = layers(6, 3, 4)
+    found = influence.influence([x], [y], gram="rbf", bandwidth=0.8)
+    k, other = (rbf_by_loops(z, 0.8)[1:, 1:] for z in (x, y))
+    parts = [(k, other), (k, k), (other, other)]
+    without = cka.from_hsic(*(unbiased_by_loops(*part) for part in parts))
+    assert_same(found[0], cka.cka(x, y, gram="rbf", bandwidth=0.8) - without)
+    assert abs(found[0] - cka.cka(x, y, gram="rbf", bandwidth=0.8)) > 0.01
+
+
+def test_no_example_changes_a_layer_with_itself_and_four_have_none_to_spare():
+    x, y = layers(4, 3, 5)
+    assert np.isnan(influence.influence([x], [y])).all()
+    x, y = layers(6, 3, 5)
+    assert_same(influence.influence([x], [2 * x + 1]), np.zeros(6))
+
+
 # --- batches ---
 
 
@@ -617,7 +675,7 @@ def test_shapes_that_do_not_fit_are_refused():
         cka.minibatch([np.eye(4), np.eye(4)], [np.eye(4)])
 
 
-@pytest.mark.parametrize("module", ["gram", "finish", "hsic", "cka"])
+@pytest.mark.parametrize("module", ["gram", "finish", "hsic", "cka", "influence"])
 def test_examples_in_the_docstrings_run(module):
     module = importlib.import_module(f"fastcka.maths.{module}")
     results = doctest.testmod(module)

@@ -112,18 +112,44 @@ def test_an_empty_state_loads():
     assert cka.compute().n_batches == 1
 
 
-def test_repeated_passes_over_the_same_images_are_blocked_by_image():
-    once, twice, as_new = (MinibatchCKA(names(2)) for _ in range(3))
+def test_the_error_of_examples_that_come_again_is_that_of_the_first_time():
     data = [layers(16, 2, i) for i in range(12)]
+    whole = [torch.cat(parts) for parts in zip(*data, strict=True)]
+    order = torch.randperm(len(whole[0]), generator=torch.Generator().manual_seed(0))
+    other = list(zip(*(x[order].split(16) for x in whole), strict=True))
+    once, twice, second, as_new = (MinibatchCKA(names(2)) for _ in range(4))
     for i, xs in enumerate(data):
         once.update(xs, index=i)
-    for _ in range(2):
-        for i, xs in enumerate(data):
-            twice.update(xs, index=i)
-            as_new.update(xs)
-    assert_close(twice.compute().cka, once.compute().cka, REORDERED)
-    assert_close(twice.compute().stderr, once.compute().stderr, REORDERED)
-    assert as_new.compute().stderr[0, 1] < 0.8 * once.compute().stderr[0, 1]
+    for pass_number, batches in enumerate((data, other)):
+        for i, xs in enumerate(batches):
+            twice.update(list(xs), index=i, again=pass_number > 0)
+            as_new.update(list(xs))
+    for i, xs in enumerate(other):
+        second.update(list(xs), index=i)
+    results = [cka.compute() for cka in (once, twice, second, as_new)]
+    once_, twice_, second_, as_new_ = results
+    assert (twice_.stderr == once_.stderr).all()
+    assert twice_.meta["n_blocks"] == 12
+    assert (twice_.n_batches, twice_.n_examples) == (24, 384)
+    # The HSICs are those of both passes, each half of the weight.
+    assert_close(twice_.hsic_ab, (once_.hsic_ab + second_.hsic_ab) / 2, REORDERED)
+    assert_close(twice_.cka, as_new_.cka, REORDERED)
+    # In parts, and from a state, to the same bits.
+    parts = [MinibatchCKA(names(2)) for _ in range(2)]
+    for pass_number, batches in enumerate((data, other)):
+        for i, xs in enumerate(batches):
+            parts[i % 2].update(list(xs), index=i, again=pass_number > 0)
+    loaded = MinibatchCKA(names(2))
+    loaded.load_state_dict(parts[1].merge(parts[0]).state_dict())
+    assert (loaded.compute().cka == twice_.cka).all()
+    assert (loaded.compute().stderr == twice_.stderr).all()
+
+
+def test_examples_that_were_only_given_again_have_no_error():
+    result = MinibatchCKA(names(2)).update(layers(16, 2, 0), again=True).compute()
+    assert np.isnan(result.stderr).all()
+    assert np.isnan(result.ci()[0]).all()
+    assert result.meta["n_blocks"] == 0
 
 
 def test_memory_does_not_grow_with_the_batches():

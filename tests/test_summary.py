@@ -72,6 +72,12 @@ def test_words_name_models_images_and_errors():
         "most alike, CKA ± standard error, rough from 2 batches:",
         "  a0  0.700 ± 0.010  b1",
     ]
+    several = result([[0.1, 0.7]])
+    several.meta["passes"] = 3
+    assert in_words(several).splitlines()[1:3] == [
+        "1 x 2 layers, 3 passes, together 64 examples in 2 batches, CKA",
+        "most alike, CKA ± standard error, rough from 2 batches of one pass:",
+    ]
     single = result([[np.nan, np.nan], [0.5, 0.1]], stderr=np.full((2, 2), np.nan))
     single.meta["n_blocks"] = 1
     assert in_words(single).splitlines()[2:] == [
@@ -112,6 +118,30 @@ def test_chance_and_measures_beside_cka_are_told():
     pair = summary(with_null)["pairs"][0]
     assert pair["p_values"] == [[1.0, 0.025]]
     assert pair["also"] == {"cknna": [[1.0, 0.0]]}
+
+
+def test_the_images_that_change_cka_most_are_told_either_way():
+    from dataclasses import replace
+
+    changes = np.array([0.1, np.nan, -0.5, 0.02, 0.3, -0.001, 0.04])
+    names = tuple("pqrstuv")
+    told = replace(result([[0.1, 0.7]]), influence={("a0", "b1"): changes}, images=names)
+    assert in_words(told).splitlines()[-6:] == [
+        "what single images do to the CKA of a0 and b1, the largest:",
+        "  -5.00e-01  r",
+        "  +3.00e-01  t",
+        "  +1.00e-01  p",
+        "  +4.00e-02  v",
+        "  +2.00e-02  s",
+    ]
+    (pair,) = summary(told)["pairs"][0]["influence"]
+    assert (pair["layer_a"], pair["layer_b"]) == ("a0", "b1")
+    assert pair["images"][0] == {"image": "r", "influence": -0.5}
+    unnamed = replace(told, images=None, influence={("a0", "b1"): np.full(7, np.nan)})
+    assert summary(unnamed)["pairs"][0]["influence"][0]["images"] == []
+    place = summary(replace(told, images=None))["pairs"][0]["influence"][0]["images"][0]["image"]
+    assert place == 2
+    json.dumps(summary(told), allow_nan=False)
 
 
 def three():

@@ -135,6 +135,14 @@ class ImageBatches:
             if batch:
                 yield number, batch
 
+    def names(self, batch: Mapping) -> list[str]:
+        """The files of a batch, as they are called within the folder."""
+        return [self._names[index] for index in batch["index"].tolist()]
+
+    @cached_property
+    def _names(self) -> dict[int, str]:
+        return {index: name for index, name, _ in self._dataset.files}
+
     def note_broken(self, names: Iterable[str]) -> None:
         """Files that were skipped elsewhere: before an interruption, or in another process."""
         self._broken.update(names)

@@ -7,5 +7,6 @@ stand in ``README.md`` beside the code.
 - ``finish``: centring a Gram matrix, packing it into a vector, recovering it from the vector
 - ``hsic``: two Gram matrices to one HSIC, by several routes that must agree
 - ``cka``: HSICs to CKA, for two arrays, for batches and for a known population
+- ``influence``: what a single example does to CKA
 - ``measures``: what stands beside CKA: distances, neighbours, spectra
 """

@@ -72,7 +72,9 @@ def cka(x, y, estimator="unbiased", gram="linear", bandwidth=1.0):
     >>> cka(x, x)
     1.0
     """
-    return from_hsic(*_three_hsics(x, y, estimator, gram, bandwidth))
+    _check(estimator, ("unbiased", "biased"), "estimator")
+    k_x, k_y = gram_of(x, gram, bandwidth), gram_of(y, gram, bandwidth)
+    return from_hsic(*_three_hsics(k_x, k_y, estimator))
 
 
 def minibatch(xs, ys, weighting="pairs", estimator="unbiased", gram="linear", bandwidth=1.0):
@@ -106,16 +108,65 @@ def minibatch(xs, ys, weighting="pairs", estimator="unbiased", gram="linear", ba
     >>> minibatch([x[:4], x[4:]], [y[:4], y[4:]]) == cka(x[:4], y[:4])
     True
     """
-    _check(weighting, ("pairs", "equal"), "weighting")
     batches = [(x, y) for x, y in zip(xs, ys, strict=True) if len(x) >= 4]
-    if not batches:
+    grams = [(gram_of(x, gram, bandwidth), gram_of(y, gram, bandwidth)) for x, y in batches]
+    return minibatch_of_grams(grams, weighting, estimator)
+
+
+def minibatch_of_grams(grams, weighting="pairs", estimator="unbiased"):
+    """``minibatch`` of Gram matrices that are there already.
+
+    Parameters
+    ----------
+    grams : sequence of (array [n_b, n_b], array [n_b, n_b])
+        Of the two layers, batch by batch. Batches of fewer than 4 examples are left out.
+    weighting, estimator
+        As in ``minibatch``.
+
+    Returns
+    -------
+    float
+
+    Examples
+    --------
+    >>> k = linear([[0], [1], [2], [4]])
+    >>> minibatch_of_grams([(k, k), (2 * k, 2 * k)])
+    1.0
+    """
+    _check(weighting, ("pairs", "equal"), "weighting")
+    _check(estimator, ("unbiased", "biased"), "estimator")
+    grams = [(k_x, k_y) for k_x, k_y in grams if len(k_x) >= 4]
+    if not grams:
         raise ValueError("minibatch CKA needs a batch of at least 4 examples, got none")
     sums = np.zeros(3)
-    for x, y in batches:
-        h = np.array(_three_hsics(x, y, estimator, gram, bandwidth))
-        weight = _NORMALISER[estimator](len(x)) if weighting == "pairs" else 1.0
-        sums += weight * h
+    for k_x, k_y in grams:
+        weight = _NORMALISER[estimator](len(k_x)) if weighting == "pairs" else 1.0
+        sums += weight * np.array(_three_hsics(k_x, k_y, estimator))
     return from_hsic(*sums.tolist())
+
+
+def gram_of(x, gram="linear", bandwidth=1.0):
+    """The Gram matrix of a layer, linear or RBF.
+
+    Parameters
+    ----------
+    x : array [n, p]
+    gram : {"linear", "rbf"}
+    bandwidth : float
+        Of the RBF Gram matrix, as a multiple of the median distance.
+
+    Returns
+    -------
+    array [n, n]
+
+    Examples
+    --------
+    >>> gram_of([[0], [2]])
+    array([[ 1., -1.],
+           [-1.,  1.]])
+    """
+    _check(gram, ("linear", "rbf"), "gram")
+    return linear(x) if gram == "linear" else rbf(x, bandwidth)
 
 
 def population_linear(cov_xy, cov_xx, cov_yy):
@@ -147,12 +198,8 @@ def population_linear(cov_xy, cov_xx, cov_yy):
     return from_hsic(float(h_xy), float(h_xx), float(h_yy))
 
 
-def _three_hsics(x, y, estimator, gram, bandwidth):
+def _three_hsics(k_x, k_y, estimator):
     """Return HSIC(K, L), HSIC(K, K), HSIC(L, L)."""
-    _check(estimator, ("unbiased", "biased"), "estimator")
-    _check(gram, ("linear", "rbf"), "gram")
-    k_x = linear(x) if gram == "linear" else rbf(x, bandwidth)
-    k_y = linear(y) if gram == "linear" else rbf(y, bandwidth)
     h = _HSIC[estimator]
     return h(k_x, k_y), h(k_x, k_x), h(k_y, k_y)
 
