@@ -340,7 +340,7 @@ class MinibatchCKA:
             tensors[f"own.{i}"] = [block.own[model] for _, block in blocks]
             tensors |= {f"{name}.{i}": value.cpu() for name, value in totals.tensors().items()}
         tensors |= {f"also.{k}": value for k, value in self._measures.tensors().items()}
-        for name, shape in self._shapes(len(blocks)).items():
+        for name, shape in self.state_shapes(len(blocks)).items():
             if isinstance(tensors[name], list):
                 parts = [part.cpu() for part in tensors[name]]
                 empty = torch.empty(shape, dtype=torch.float64, device="cpu")
@@ -362,9 +362,8 @@ class MinibatchCKA:
         counts, tensors = state["counts"], state["tensors"]
         _check_same(dict.fromkeys(self._counts()), dict.fromkeys(counts), "load the counts")
         blocks = len(tensors.get("block", ()))
-        shapes = {"block": (blocks,), "weight": (blocks,)} | self._shapes(blocks)
         _check_same(
-            shapes,
+            self.state_shapes(blocks),
             {name: tuple(value.shape) for name, value in tensors.items()},
             "load the tensors",
         )
@@ -389,11 +388,12 @@ class MinibatchCKA:
         self.skipped_batches = counts["skipped_batches"]
         self.skipped_examples = counts["skipped_examples"]
 
-    def _shapes(self, blocks: int) -> dict[str, tuple[int, ...]]:
-        """Of the tensors of a state with so many blocks."""
+    def state_shapes(self, blocks: int) -> dict[str, tuple[int, ...]]:
+        """Of the tensors of a state with so many blocks, of 8 bytes an entry."""
         size = {model: len(names) for model, names in self.layers.items()}
+        shapes = {"block": (blocks,), "weight": (blocks,)}
         also = self._measures.tensors()
-        shapes = {f"also.{name}": tuple(value.shape) for name, value in also.items()}
+        shapes |= {f"also.{name}": tuple(value.shape) for name, value in also.items()}
         for i, (a, b) in enumerate(self._pairs):
             shapes[f"pair.{i}"] = (blocks, size[a], size[b])
             if self.permutations:
