@@ -20,7 +20,7 @@ PACKAGE = ROOT / "fastcka"
 
 # A module imports only from rows above its own, or from its own package.
 ORDER = [
-    ["options", "warning", "report", "array_file", "result_tables"],
+    ["options", "warning", "report", "array_file", "result_tables", "stages", "process_memory"],
     ["kernels", "capture", "data", "models"],
     ["permutation"],
     ["conditioning", "jackknife", "provenance", "result", "trail", "interrupts", "checkpoint"],
@@ -32,11 +32,13 @@ ORDER = [
     ["participant", "distributed"],
     ["course", "fingerprints"],
     ["account"],
-    ["measurement"],
+    ["measurement", "rehearsal"],
     ["comparison"],
+    ["planning"],
     ["info", "summary", "launch", "output_folder"],
     ["command"],
     ["compare_command", "fingerprint_command", "list_command"],
+    ["plan_command"],
     ["cli"],
     ["__init__", "__main__"],
 ]
@@ -96,6 +98,7 @@ def test_public_names_are_these():
         "CKAWarning",
         "Fingerprint",
         "MinibatchCKA",
+        "Plan",
         "Tap",
         "cka",
         "compare",
@@ -104,13 +107,14 @@ def test_public_names_are_these():
         "fingerprint",
         "hsic",
         "models",
+        "plan",
     ]
     assert all(hasattr(fastcka, name) for name in fastcka.__all__)
 
 
 def test_no_module_outside_the_definitions_bears_the_name_of_a_public_function():
     modules = {path.stem for path in SOURCES if "maths" not in path.parts}
-    assert not modules & {"cka", "hsic", "compare", "compare_many", "fingerprint"}
+    assert not modules & {"cka", "hsic", "compare", "compare_many", "fingerprint", "plan"}
 
 
 def test_import_is_cheap():
@@ -152,6 +156,7 @@ PUBLIC = [
     fastcka.compare,
     fastcka.compare_many,
     fastcka.fingerprint,
+    fastcka.plan,
     fastcka.Fingerprint,
     fastcka.MinibatchCKA,
     fastcka.Tap,
