@@ -13,6 +13,7 @@ from fastcka.capture import Tap
 from fastcka.comparison import compare, compare_many, fingerprint
 from fastcka.fingerprints import Fingerprint
 from fastcka.functional import cka, hsic
+from fastcka.planning import Plan, plan
 from fastcka.result import CKAResult, CKAResults
 from fastcka.streaming import MinibatchCKA
 from fastcka.warning import CKAWarning
@@ -24,6 +25,7 @@ __all__ = [
     "CKAWarning",
     "Fingerprint",
     "MinibatchCKA",
+    "Plan",
     "Tap",
     "cka",
     "compare",
@@ -32,4 +34,5 @@ __all__ = [
     "fingerprint",
     "hsic",
     "models",
+    "plan",
 ]

@@ -5,7 +5,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from fastcka import compare_command, data_command, fingerprint_command, list_command, train_command
+from fastcka import (
+    compare_command,
+    data_command,
+    fingerprint_command,
+    list_command,
+    plan_command,
+    train_command,
+)
 from fastcka.data.cues.factors import CUES, RULES
 from fastcka.data.cues.triggers import KINDS, PLACES
 from fastcka.fingerprints import STORED
@@ -21,15 +28,27 @@ from fastcka.training.recipe import LABELS
 MODEL = "timm name, hf-hub:OWNER/NAME, local-dir:FOLDER, or NAME@FILE with weights from a file"
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says why a model is missing: options of several values take it for one of theirs."""
+
+    def error(self, message: str):
+        greedy = [a for a in self._actions if a.option_strings and a.nargs in ("+", "?")]
+        taken = tuple(f"argument {'/'.join(action.option_strings)}: invalid" for action in greedy)
+        if greedy and (message.startswith(taken) or message.endswith("required: MODEL")):
+            message += "; models come before the options"
+        super().error(message)
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="fastcka",
         description="How alike do networks represent the same images, layer by layer?",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_compare(commands)
     _add_fingerprint(commands)
+    _add_plan(commands)
     _add_list(commands)
     _add_data_sets(commands)
     _add_train(commands)
@@ -67,6 +86,62 @@ def _add_compare(commands) -> None:
         epilog="example: fastcka compare vit_tiny_patch16_224 resnet18 --layers raghu --data DIR",
     )
     parser.set_defaults(run=compare_command.run)
+    _add_compared(parser)
+    add = parser.add_argument_group("output").add_argument
+    add("--output", metavar="DIR", help="folder (default: fastcka-results/MODEL-MODEL)")
+    add("--overwrite", action="store_true", help="replace an earlier result there")
+    add("--resume", action="store_true", help="go on with an unfinished run")
+    add(
+        "--save-every",
+        type=float,
+        default=300,
+        metavar="SECONDS",
+        help="how often the state of a long run is saved (default: %(default)s)",
+    )
+    add("--errors", action="store_true", help="standard errors in the figure")
+    add("--title", help="of the figure")
+    add("--quiet", action="store_true", help="print nothing but warnings and errors")
+
+
+def _add_plan(commands) -> None:
+    parser = commands.add_parser(
+        "plan",
+        help="how much time, memory and disk a comparison will take, and what most of it",
+        description="Runs the first batches as `fastcka compare` would, with the same options, and "
+        "says what all of it will take, and the size of a fingerprint of each model. Leaves "
+        "nothing on disk.",
+        epilog="example: fastcka plan vit_base_patch16_224 resnet50 --data DIR --batch-size 64",
+    )
+    parser.set_defaults(run=plan_command.run)
+    _add_compared(parser)
+    add = parser.add_argument_group("output").add_argument
+    add("--json", action="store_true", help="for programs: bytes and seconds")
+
+
+def _add_fingerprint(commands) -> None:
+    parser = commands.add_parser(
+        "fingerprint",
+        help="measure a model once, to compare it later without its weights",
+        description="Writes the Gram matrices of all layers of a model on named images to a file, "
+        "which `fastcka compare` takes in place of the model. Files are compared on the same "
+        "images in the same batches: with the same --data, --max-images, --seed, --batch-size "
+        "and --n.",
+        epilog="example: fastcka fingerprint resnet18 --data DIR --output resnet18.fp",
+    )
+    parser.set_defaults(run=fingerprint_command.run)
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    _add_data(parser)
+    _add_models(parser)
+    _add_measure(parser)
+    add = parser.add_argument_group("output").add_argument
+    add("--output", metavar="FILE", help="ends in .fp (default: fastcka-results/MODEL.fp)")
+    add("--dtype", choices=STORED, default="fp32", help="of the file (default: %(default)s)")
+    add("--overwrite", action="store_true", help="replace an earlier file")
+    add("--quiet", action="store_true", help="print nothing but warnings and errors")
+
+
+def _add_compared(parser) -> None:
+    """The models, and all that their comparison depends on."""
     parser.add_argument("models", nargs="+", metavar="MODEL", help=f"{MODEL}; or FILE.fp")
     add = _add_data(parser)
     add(
@@ -112,42 +187,6 @@ def _add_compare(commands) -> None:
         help="what each image does to their CKA, in influence.csv; may be repeated; with more than "
         "two models, MODEL:LAYER",
     )
-    add = parser.add_argument_group("output").add_argument
-    add("--output", metavar="DIR", help="folder (default: fastcka-results/MODEL-MODEL)")
-    add("--overwrite", action="store_true", help="replace an earlier result there")
-    add("--resume", action="store_true", help="go on with an unfinished run")
-    add(
-        "--save-every",
-        type=float,
-        default=300,
-        metavar="SECONDS",
-        help="how often the state of a long run is saved (default: %(default)s)",
-    )
-    add("--errors", action="store_true", help="standard errors in the figure")
-    add("--title", help="of the figure")
-    add("--quiet", action="store_true", help="print nothing but warnings and errors")
-
-
-def _add_fingerprint(commands) -> None:
-    parser = commands.add_parser(
-        "fingerprint",
-        help="measure a model once, to compare it later without its weights",
-        description="Writes the Gram matrices of all layers of a model on named images to a file, "
-        "which `fastcka compare` takes in place of the model. Files are compared on the same "
-        "images in the same batches: with the same --data, --max-images, --seed, --batch-size "
-        "and --n.",
-        epilog="example: fastcka fingerprint resnet18 --data DIR --output resnet18.fp",
-    )
-    parser.set_defaults(run=fingerprint_command.run)
-    parser.add_argument("model", metavar="MODEL", help=MODEL)
-    _add_data(parser)
-    _add_models(parser)
-    _add_measure(parser)
-    add = parser.add_argument_group("output").add_argument
-    add("--output", metavar="FILE", help="ends in .fp (default: fastcka-results/MODEL.fp)")
-    add("--dtype", choices=STORED, default="fp32", help="of the file (default: %(default)s)")
-    add("--overwrite", action="store_true", help="replace an earlier file")
-    add("--quiet", action="store_true", help="print nothing but warnings and errors")
 
 
 def _add_data(parser) -> Callable:

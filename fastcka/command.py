@@ -10,6 +10,7 @@ from pathlib import Path
 from fastcka import models
 from fastcka.data import ImageBatches, write_images
 from fastcka.distributed import Share
+from fastcka.fingerprints import SUFFIX
 from fastcka.launch import device
 from fastcka.models import Network
 from fastcka.warning import CKAWarning
@@ -18,11 +19,19 @@ RESULTS = Path("fastcka-results")
 
 
 def check_used(options: argparse.Namespace) -> None:
-    """An option that would do nothing is a mistake."""
+    """An option that would do nothing is a mistake, and so is a model for a layer."""
     if options.amp_dtype and not options.amp:
         raise ValueError("--amp-dtype does nothing without --amp")
     if options.generate is not None and options.data is not None:
         raise ValueError("--generate does nothing beside --data")
+    for name in ("layers", "layers_a", "layers_b"):
+        # They take all that stands behind them, models too.
+        for value in getattr(options, name, None) or ():
+            if value.endswith(SUFFIX) or models.is_model(value):
+                raise ValueError(
+                    f"--{name.replace('_', '-')} was given {value!r}, which is a model: models "
+                    "come before the options"
+                )
 
 
 def networks(
@@ -47,13 +56,12 @@ def networks(
 
 
 def images(
-    options: argparse.Namespace, folder: Path, networks: dict[str, Network], share: Share
+    options: argparse.Namespace, place: Path, networks: dict[str, Network], share: Share
 ) -> ImageBatches:
-    """The images of a folder, or generated ones, as each of the networks takes them."""
+    """The images of a folder, or generated ones within `place`, as each network takes them."""
     root = options.data
     if root is None:
         count = 512 if options.generate is None else options.generate
-        place = RESULTS if options.output is None else folder
         root = place / f"images-{count}-seed{options.seed}"
         tell(options, f"no --data: {count} generated images, in {root}")
         share.from_first(lambda: write_images(root, count, seed=options.seed))

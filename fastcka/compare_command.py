@@ -40,12 +40,7 @@ STATE = "state.safetensors"  # what --resume goes on from; of each process, stat
 
 def run(options: argparse.Namespace) -> None:
     """`fastcka compare`, with its options as parsed."""
-    check_used(options)
-    labels = models.labels(
-        [Path(name).stem if _is_measured(name) else name for name in options.models]
-    )
-    layers = _layers(options, labels)
-    options.influence = _influence(options.influence, labels)
+    labels, layers = asked(options)
     with processes(options.threads) as share, ExitStack() as stack:
         options.silent = share.rank > 0  # one of them speaks for all
         options.quiet |= options.silent
@@ -54,6 +49,16 @@ def run(options: argparse.Namespace) -> None:
             return
         folder = share.from_first(lambda: stack.enter_context(_output_folder(options, labels)))
         _run(options, labels, layers, folder, share)
+
+
+def asked(options: argparse.Namespace) -> tuple[list[str], dict[str, list[str]]]:
+    """What the models are called, and the layers that are asked of each."""
+    check_used(options)
+    labels = models.labels(
+        [Path(name).stem if _is_measured(name) else name for name in options.models]
+    )
+    options.influence = _influence(options.influence, labels)
+    return labels, _layers(options, labels)
 
 
 def _is_finished(options: argparse.Namespace) -> bool:
@@ -88,6 +93,26 @@ def _output_folder(options: argparse.Namespace, labels: list[str]):
     )
 
 
+def loaded(
+    options: argparse.Namespace, labels: list[str], place: Path, share: Share
+) -> tuple[dict[str, Network | Fingerprint], ImageBatches | None]:
+    """The models, and the images that they see; without --data these are made within `place`."""
+    named = dict(zip(labels, options.models, strict=True))
+    measured = {label: Fingerprint(name) for label, name in named.items() if _is_measured(name)}
+    to_run = [label for label in labels if label not in measured]
+    if measured and to_run and options.data is None and options.generate is None:
+        (path, *_) = (one.path for one in measured.values())
+        raise ValueError(f"{path} holds no images: give --data, the folder it was made with")
+    if not to_run and any((options.data, options.max_images, options.generate)):
+        raise ValueError("fingerprints hold their images: leave out --data and what chooses of it")
+    chosen = dict(zip(labels, (options.layers_a, options.layers_b), strict=False))
+    if any(chosen.get(label) for label in measured) or (not to_run and options.layers != BLOCKS):
+        raise ValueError("the layers of a fingerprint are those that were stored: leave them out")
+    everyone = networks(options, [named[label] for label in to_run], to_run)
+    data = images(options, place, everyone, share) if to_run else None
+    return {label: measured.get(label) or everyone[label] for label in labels}, data
+
+
 def _run(
     options: argparse.Namespace,
     labels: list[str],
@@ -95,23 +120,14 @@ def _run(
     folder: Path,
     share: Share,
 ) -> None:
-    named = dict(zip(labels, options.models, strict=True))
-    measured = {label: Fingerprint(name) for label, name in named.items() if _is_measured(name)}
-    to_run = [label for label in labels if label not in measured]
-    everyone = networks(options, [named[label] for label in to_run], to_run)
-    if not to_run and any((options.data, options.max_images, options.generate)):
-        raise ValueError("fingerprints hold their images: leave out --data and what chooses of it")
-    chosen = dict(zip(labels, (options.layers_a, options.layers_b), strict=False))
-    if any(chosen.get(label) for label in measured) or (not to_run and options.layers != BLOCKS):
-        raise ValueError("the layers of a fingerprint are those that were stored: leave them out")
-    data = images(options, folder, everyone, share) if to_run else None
-    everyone = {label: measured.get(label) or everyone[label] for label in labels}
+    place = RESULTS if options.output is None else folder
+    everyone, data = loaded(options, labels, place, share)
     if options.resume and not states(folder / STATE):
         tell(options, f"there is nothing to resume in {folder}: begins at the start")
     started = time.perf_counter()
     with own_warnings(options):
         try:
-            result = _measure(options, everyone, layers, data, folder, share)
+            result = measured(options, everyone, layers, data, folder, share)
         except BaseException as error:
             if hasattr(error, "partial") and share.rank == 0:
                 path = _named(error.partial, everyone).save(folder / PARTIAL)
@@ -119,7 +135,7 @@ def _run(
             raise
     seconds = time.perf_counter() - started
     if share.rank == 0:
-        _write(options, folder, result)
+        write(options, folder, result)
         for left in (folder / PARTIAL, *(path for *_, path in states(folder / STATE))):
             left.unlink(missing_ok=True)
     if not options.quiet:
@@ -158,7 +174,7 @@ def _is_measured(name: str) -> bool:
     return name.endswith(SUFFIX)
 
 
-def _measure(
+def measured(
     options: argparse.Namespace,
     everyone: dict[str, Network | Fingerprint],
     layers: dict[str, list[str]],
@@ -166,6 +182,7 @@ def _measure(
     folder: Path,
     share: Share,
 ) -> CKAResult | CKAResults:
+    """The comparison itself; its state is in `folder` where it is not finished."""
     common = measure_options(options) | {
         "passes": options.passes,
         "weighting": options.weighting,
@@ -221,7 +238,8 @@ def _known(result: CKAResult, facts: list[dict]) -> CKAResult:
     return replace(result, meta=result.meta | {"models": models})
 
 
-def _write(options: argparse.Namespace, folder: Path, result: CKAResult | CKAResults) -> None:
+def write(options: argparse.Namespace, folder: Path, result: CKAResult | CKAResults) -> None:
+    """The result, its figures, and its summary."""
     result.save(folder / RESULT)
     text = json.dumps(summary(result), indent=1, ensure_ascii=False, allow_nan=False)
     (folder / SUMMARY).write_text(text + "\n", encoding="utf-8")

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
@@ -29,6 +29,7 @@ from fastcka.trail import value_bytes
 SUFFIX = ".fp"
 STORED = {"fp32": torch.float32, "fp16": torch.float16}
 PARTS = ("packed", "scale", "diagonal", "row_sums", "summary", "images")
+NAMES = {torch.float16: "F16", torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
 
 
 def image_numbers(ids: Iterable) -> torch.Tensor:
@@ -114,16 +115,9 @@ class FingerprintWriter:
         number, digest = len(self._batches), hashlib.sha256()
         for name, value in zip(PARTS, (values, *rest), strict=True):
             data = value_bytes(value)
-            begin = self._file.tell()
+            self._entries[f"{number}.{name}"] = _entry(value, self._file.tell())
             self._file.write(data)
             digest.update(data)
-            self._entries[f"{number}.{name}"] = {
-                "dtype": {torch.int64: "I64", torch.float16: "F16", torch.float32: "F32"}.get(
-                    value.dtype, "F64"
-                ),
-                "shape": list(value.shape),
-                "data_offsets": [begin, self._file.tell()],
-            }
         self._batches.append({"n": stack.n, "sha256": digest.hexdigest()})
         self._stack = stack
         eps = stack.eps
@@ -131,24 +125,9 @@ class FingerprintWriter:
 
     def finish(self, model: Mapping, meta: Mapping, warnings: Iterable[str]) -> None:
         """Put the file in its place; the arguments say where it comes from, and what to mind."""
-        stack = self._stack
-        plain = {
-            "layers": list(stack.layers),
-            "estimator": stack.estimator,
-            "gram": stack.gram,
-            "bandwidth": stack.bandwidth,
-            "operand": None if stack.operand is None else str(stack.operand),
-            "dtype": self.dtype,
-            "eps": self._eps.tolist(),
-            "batches": self._batches,
-            "model": dict(model),
-            "meta": dict(meta),
-            "warnings": list(warnings),
-        }
-        text = json.dumps(array_file.plain(plain, "fingerprint"))
-        header = {"schema": array_file.SCHEMA, "kind": "fingerprint", "contents": text}
-        header["sha256"] = hashlib.sha256(text.encode()).hexdigest()
-        lead = {"__metadata__": {array_file.KEY: json.dumps(header)}} | self._entries
+        whole = {"eps": self._eps.tolist(), "batches": self._batches}
+        whole |= {"model": dict(model), "meta": dict(meta), "warnings": list(warnings)}
+        lead = _lead(self._stack, self.dtype, **whole) | self._entries
         start = json.dumps(lead).encode()
         start += b" " * (-len(start) % 8)
         self._file.flush()
@@ -156,6 +135,67 @@ class FingerprintWriter:
             file.write(len(start).to_bytes(8, "little") + start)
             with open(self._data, "rb") as data:
                 shutil.copyfileobj(data, file, 1 << 24)
+
+
+def file_size(
+    layers: Sequence[str],
+    sizes: Iterable[int],
+    dtype: str,
+    *,
+    model: Mapping,
+    meta: Mapping,
+    warnings: Iterable[str],
+    **options,
+) -> int:
+    """Bytes of the fingerprint of CKA batches of these sizes.
+
+    Args:
+        layers, options: as for `GramStack`. dtype: of the packed matrices, "fp32" or "fp16".
+        model, meta, warnings: as for `FingerprintWriter.finish`.
+    """
+    batches, end, entries, stack = [], 0, 0, None
+    for number, n in enumerate(sizes):
+        if stack is None or stack.n != n:
+            stack = GramStack(layers, n, device="meta", **options)
+            parts = (stack.packed.to(STORED[dtype]), stack.summary[:, 0], stack.diagonal)
+            images = torch.empty(n, dtype=torch.int64, device="meta")
+            parts += (stack.row_sums, stack.summary, images)
+        for name, value in zip(PARTS, parts, strict=True):
+            entry = _entry(value, end)
+            end = entry["data_offsets"][1]
+            entries += len(json.dumps({f"{number}.{name}": entry}))  # {} around it, or ", " before
+        batches.append({"n": n, "sha256": hashlib.sha256().hexdigest()})
+    whole = {"eps": [[torch.finfo(torch.float32).eps] * 2] * len(layers), "batches": batches}
+    whole |= {"model": dict(model), "meta": dict(meta), "warnings": list(warnings)}
+    start = len(json.dumps(_lead(stack, dtype, **whole))) + entries
+    return 8 + start + -start % 8 + end
+
+
+def _entry(value: torch.Tensor, begin: int) -> dict:
+    """What the header says of a tensor that begins at so many bytes."""
+    end = begin + value.numel() * value.itemsize
+    return {
+        "dtype": NAMES[value.dtype],
+        "shape": list(value.shape),
+        "data_offsets": [begin, end],
+    }
+
+
+def _lead(stack: GramStack, dtype: str, **whole) -> dict:
+    """What the header says of all batches: how they were made, and what `finish` is told."""
+    plain = {
+        "layers": list(stack.layers),
+        "estimator": stack.estimator,
+        "gram": stack.gram,
+        "bandwidth": stack.bandwidth,
+        "operand": None if stack.operand is None else str(stack.operand),
+        "dtype": dtype,
+        **whole,
+    }
+    text = json.dumps(array_file.plain(plain, "fingerprint"))
+    header = {"schema": array_file.SCHEMA, "kind": "fingerprint", "contents": text}
+    header["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    return {"__metadata__": {array_file.KEY: json.dumps(header)}}
 
 
 class Fingerprint:

@@ -90,6 +90,11 @@ class GramStack:
         """All that two stacks must share to be added up."""
         return (self.layers, self.estimator, self.gram, self.bandwidth, self.operand)
 
+    @property
+    def nbytes(self) -> int:
+        parts = (self.packed, self.diagonal, self.row_sums, self.summary, self.eps)
+        return sum(part.nbytes for part in parts)
+
     def put(self, row: int, x: torch.Tensor) -> None:
         """Reduce the activations [n, ...] of layer `row` to its packed Gram matrix."""
         self._check(row, x)

@@ -21,11 +21,12 @@ from fastcka.interrupts import Interrupts
 from fastcka.options import check_whole_number
 from fastcka.participant import Inputs, Participant, autocast_name
 from fastcka.result import CKAResult, CKAResults
+from fastcka.stages import GRAM, MODELS, PRODUCTS, READING, Stages, stages
 from fastcka.streaming import SMALLEST_BATCH, MinibatchCKA
 from fastcka.warning import CKAWarning
 
 # Of what a checkpoint holds; another one is not resumed.
-SCHEMA = 1
+SCHEMA = 2
 
 
 def measure(
@@ -51,10 +52,11 @@ def measure(
     if n is not None:
         check_whole_number("n", n, SMALLEST_BATCH)
     check_whole_number("passes", passes, 1)
-    sums = _Sums(participants, many, options, influence)
+    now = stages()
+    sums = _Sums(participants, many, options, influence, now)
     course = Course(data, n, passes, share, watched=checkpoint is not None or share.ranks > 1)
     account = Account(participants, course, ids)
-    state = _State(participants, course, account, sums, checkpoint)
+    state = _State(participants, course, account, sums, None if now.rehearsal else checkpoint)
     _warn(account.before)
     with Interrupts() as interrupts:
         try:
@@ -62,13 +64,17 @@ def measure(
             with ExitStack() as stack:
                 for participant in participants:
                     stack.enter_context(participant.ready())
-                for turn, number, batch in course.batches(sums.examples, progress):
+                now.start(participants, course)
+                shown = progress and not now.rehearsal
+                for turn, number, batch in now.some(course.batches(sums.examples, shown)):
                     inputs = sums.inputs(batch)
                     parts = course.slices(_common_size(inputs))
                     stacks = sums.stacks(batch, inputs, parts, number)
+                    now.hold(batch, inputs, stacks)
                     if watch is not None:
                         watch(batch, parts, stacks)
                     images = account.names(batch, parts[-1].stop) if influence else None
+                    now.begin(PRODUCTS)
                     with interrupts.after(), state.changing():
                         index = partial(course.index, number)
                         sums.add(parts, stacks, index, again=turn > 0, images=images)
@@ -77,6 +83,7 @@ def measure(
                     for notice in sums.notices:
                         account.note(notice)
                     state.save_if_due()
+            now.end(sums.accumulator, state.record if course.watched else None)
             with interrupts.after():
                 state.save()
             state.gather()
@@ -130,15 +137,19 @@ class _State:
         share = self.course.share
         if share.ranks > 1:
             self.course.check_shared()
+        models = {p.label: p.identity() for p in self.participants}
+        # Last: of networks and images that differ by a seed, the seed is named.
+        weights = {label: facts.pop("weights", None) for label, facts in models.items()}
         self._identity = {
             "schema": SCHEMA,
-            "models": {p.label: p.identity() for p in self.participants},
+            "models": models,
             **self.account.identity(),
             **self.sums.identity(),
             "n": self.course.n,
             "passes": self.course.passes,
             "autocast": autocast_name(self.participants),
             "processes": share.ranks,
+            "weights": weights,
         }
         for rank, theirs in enumerate(share.everyone(self._identity)):
             if found := difference(self._identity, theirs):
@@ -184,6 +195,10 @@ class _State:
         """Save what was measured; not where an error came in the middle of adding up."""
         if self.checkpoint is None or self.sums.accumulator is None or not self._whole:
             return
+        self.checkpoint.save(*self.record())
+
+    def record(self) -> tuple[dict, dict[str, torch.Tensor]]:
+        """Plain values and tensors: what is saved."""
         sums, tensors = self.sums.state()
         plain = {
             "identity": self._identity,
@@ -191,7 +206,7 @@ class _State:
             "account": self.account.state(),
             "sums": sums,
         }
-        self.checkpoint.save(plain, tensors)
+        return plain, tensors
 
     def gather(self) -> None:
         """Add up what all processes have; afterwards each has all of it."""
@@ -220,10 +235,12 @@ class _Sums:
         participants: list[Participant],
         many: bool,
         options: dict,
-        influence: Sequence[tuple] = (),
+        influence: Sequence[tuple],
+        now: Stages,
     ):
         self.participants, self.many = participants, many
         self.options = options | {"influence": influence}
+        self._now = now
         # Names no layer, but checks the options before any model runs.
         self._any = MinibatchCKA(["any"], **options)
         self._influence = as_pairs(influence, [p.label for p in participants], many)
@@ -291,6 +308,7 @@ class _Sums:
         """The filled stacks of one model, one for each part of a batch."""
         label = participant.label
         if isinstance(participant, Measured):
+            self._now.begin(READING)
             return participant.stacks(inputs, parts, number)
         if label not in self._devices:
             return self._first_stacks(participant, batch, inputs, parts, number)
@@ -315,6 +333,7 @@ class _Sums:
         put: Callable[[int, str, torch.Tensor], None],
     ) -> None:
         """One forward pass for all parts, or several where the memory does not hold them all."""
+        self._now.begin(MODELS)
         while True:
             step = min(self._together.get(participant.label, len(parts)), len(parts))
             try:
@@ -324,8 +343,10 @@ class _Sums:
                     some = inputs if step == len(parts) else inputs.part(begin, group[-1].stop)
 
                     def sink(layer, x, group=group, first=first, begin=begin):
+                        self._now.begin(GRAM)
                         for place, part in enumerate(group, first):
                             put(place, layer, x[part.start - begin : part.stop - begin])
+                        self._now.begin(MODELS)
 
                     participant.run(some, number, sink)
                 return

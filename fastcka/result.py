@@ -202,6 +202,10 @@ class CKAResult:
         """
         return array_file.write(path, "CKAResult", [self._record()])
 
+    def file_size(self) -> int:
+        """Bytes of the file that `save` writes."""
+        return array_file.size("CKAResult", [self._record()])
+
     @classmethod
     def load(cls, path: str | os.PathLike) -> "CKAResult":
         """Read what `save` wrote; tuples within `meta` come back as lists.
@@ -351,8 +355,14 @@ class CKAResults(Mapping):
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write all pairs to one file, as `CKAResult.save`."""
-        records = [{"pair": pair, **result._record()} for pair, result in self.items()]
-        return array_file.write(path, "CKAResults", records)
+        return array_file.write(path, "CKAResults", self._records())
+
+    def file_size(self) -> int:
+        """Bytes of the file that `save` writes."""
+        return array_file.size("CKAResults", self._records())
+
+    def _records(self) -> list[dict]:
+        return [{"pair": pair, **result._record()} for pair, result in self.items()]
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "CKAResults":

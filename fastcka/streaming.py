@@ -358,7 +358,7 @@ class MinibatchCKA:
             tensors |= {f"{name}.{i}": value.cpu() for name, value in totals.tensors().items()}
         for kind, sums in self._beside.items():
             tensors |= {f"{kind}.{name}": value for name, value in sums.tensors().items()}
-        for name, shape in self._shapes(len(blocks), tensors).items():
+        for name, shape in self.state_shapes(len(blocks)).items():
             if isinstance(tensors[name], list):
                 parts = [part.cpu() for part in tensors[name]]
                 empty = torch.empty(shape, dtype=torch.float64, device="cpu")
@@ -380,9 +380,8 @@ class MinibatchCKA:
         counts, tensors = state["counts"], state["tensors"]
         _check_same(dict.fromkeys(self._counts()), dict.fromkeys(counts), "load the counts")
         blocks = len(tensors.get("block", ()))
-        shapes = {"block": (blocks,), "weight": (blocks,)} | self._shapes(blocks, tensors)
         _check_same(
-            shapes,
+            self.state_shapes(blocks, tensors),
             {name: tuple(value.shape) for name, value in tensors.items()},
             "load the tensors",
         )
@@ -404,16 +403,18 @@ class MinibatchCKA:
         self.skipped_batches = counts["skipped_batches"]
         self.skipped_examples = counts["skipped_examples"]
 
-    def _shapes(
-        self, blocks: int, tensors: Mapping[str, torch.Tensor]
+    def state_shapes(
+        self, blocks: int, tensors: Mapping[str, torch.Tensor] | None = None
     ) -> dict[str, tuple[int, ...]]:
-        """Those that the tensors of a state with so many blocks must have."""
+        """Of the tensors of a state with so many blocks, of 8 bytes an entry.
+
+        What grows with the images has the size it has in `tensors`, or now.
+        """
         size = {model: len(names) for model, names in self.layers.items()}
-        shapes = {
-            f"{kind}.{name}": shape
-            for kind, sums in self._beside.items()
-            for name, shape in sums.shapes(_named(tensors, kind)).items()
-        }
+        shapes = {"block": (blocks,), "weight": (blocks,)}
+        for kind, sums in self._beside.items():
+            held = sums.tensors() if tensors is None else _named(tensors, kind)
+            shapes |= {f"{kind}.{name}": shape for name, shape in sums.shapes(held).items()}
         for i, (a, b) in enumerate(self._pairs):
             shapes[f"pair.{i}"] = (blocks, size[a], size[b])
         for i, (model, totals) in enumerate(self._totals.items()):

@@ -242,7 +242,7 @@ def test_other_batches_are_refused(path):
 
 
 CHANGES = {
-    "models.a.weights": {"model": net(seed=1)},
+    "weights.a": {"model": net(seed=1)},
     "models.a.layers": {"layers_a": ["0"]},
     "models.a.class": {"model": Counting(net())},
     "n` is 5": {"n": 5},
@@ -296,7 +296,7 @@ def test_a_state_of_another_format_is_refused(path, monkeypatch):
     monkeypatch.setattr("fastcka.measurement.SCHEMA", 0)
     stopped(path, data, 2)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="`schema` is 1 now, and was 0 there"):
+    with pytest.raises(ValueError, match="`schema` is 2 now, and was 0 there"):
         compare(path, data)
     monkeypatch.setattr("fastcka.array_file.SCHEMA", 2)
     other = path.with_name("newer")

@@ -245,6 +245,11 @@ REFUSALS = [
     ([CNN, "--layers-b", "fc"], "--layers-b needs a second model"),
     ([CNN, "--amp-dtype", "float16"], "--amp-dtype does nothing without --amp"),
     ([CNN, "--generate", "8"], "--generate does nothing beside --data"),
+    (
+        [CNN, "--layers", "layer1", VIT],
+        f"--layers was given '{VIT}', which is a model: models come",
+    ),
+    ([CNN, "--layers-a", "a.fp"], "--layers-a was given 'a.fp', which is a model: models come"),
     ([CNN, "--layers", "leafs"], "did you mean 'leaves'"),
     ([CNN, "--n", "3"], "`n` must be a whole number from 4 on, but is 3"),
     ([CNN, "--n", "5"], "`n` is 5, but the batches of `data` hold 16 images"),
@@ -272,6 +277,24 @@ def test_bad_input_is_one_sentence(arguments, text, images, tmp_path, capsys):
     assert told[-1].startswith("fastcka: ")
     assert sum(not line.startswith("fastcka: untrained") for line in told) == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--calibrate", CNN], ["--also", "cknna", CNN], ["--layers", "a", "b", CNN]],
+    ids=lambda words: words[0],
+)
+@pytest.mark.parametrize("command", ["compare", "plan"])
+def test_a_model_behind_an_option_of_several_values_is_told(command, arguments, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([command, *arguments])
+    assert capsys.readouterr().err.endswith("; models come before the options\n")
+
+
+def test_other_mistakes_are_told_as_ever(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["compare", CNN, "--n", "many"])
+    assert "models come" not in capsys.readouterr().err
 
 
 def test_an_interrupt_ends_with_a_sentence(monkeypatch, capsys):
@@ -367,7 +390,7 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(
     compare(VIT, CNN, images=images, output=tmp_path / "cut", expect=1)
     assert "holds an unfinished run: add --resume to go on" in capsys.readouterr().err
     compare(VIT, CNN, "--seed", "1", "--resume", images=images, output=tmp_path / "cut", expect=1)
-    assert "cannot resume from" in capsys.readouterr().err
+    assert "`data.seed` is 1 now, and was 0 there" in capsys.readouterr().err
     compare(VIT, CNN, "--resume", images=images, output=tmp_path / "cut")
     results = [
         fastcka.CKAResult.load(tmp_path / d / "result.safetensors") for d in ("whole", "cut")

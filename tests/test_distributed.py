@@ -201,7 +201,7 @@ def test_processes_that_differ_are_refused_with_what_differs(launched):
     for rank in (0, 1):
         told = json.loads((launched / f"told-{rank}.json").read_text())
         assert re.match(
-            r"ValueError: all processes must compare the same, but `models.a.weights` is '\w+' in "
+            r"ValueError: all processes must compare the same, but `weights.a` is '\w+' in "
             rf"process {rank} and '\w+' in process {1 - rank}",
             told["models"],
         )

@@ -357,6 +357,10 @@ def test_fingerprints_on_the_command_line_hold_their_images(tmp_path, capsys):
     capsys.readouterr()
     assert main(["compare", path, "--data", folder, "--output", str(tmp_path / "out")]) == 1
     assert "fingerprints hold their images: leave out --data" in capsys.readouterr().err
+    assert main(["compare", "test_vit", path, "--output", str(tmp_path / "out")]) == 1
+    told = capsys.readouterr().err
+    assert told == f"fastcka: {path} holds no images: give --data, the folder it was made with\n"
+    assert not (tmp_path / "out").exists()
     for chosen in (["--layers", "leaves"], ["--layers-a", "blocks.0"]):
         assert main(["compare", path, *chosen, "--output", str(tmp_path / "out")]) == 1
         assert "the layers of a fingerprint are those that were stored" in capsys.readouterr().err

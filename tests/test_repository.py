@@ -20,7 +20,10 @@ PACKAGE = ROOT / "fastcka"
 
 # A module imports only from rows above its own, or from its own package.
 ORDER = [
-    ["options", "warning", "report", "array_file", "result_tables", "cache"],
+    [
+        *("options", "warning", "report", "array_file", "result_tables", "cache"),
+        *("stages", "process_memory"),
+    ],
     ["kernels", "capture", "data", "models"],
     ["permutation"],
     ["conditioning", "jackknife", "provenance", "result", "trail", "interrupts", "checkpoint"],
@@ -32,8 +35,9 @@ ORDER = [
     ["participant", "distributed"],
     ["course", "fingerprints"],
     ["account"],
-    ["measurement"],
+    ["measurement", "rehearsal"],
     ["comparison"],
+    ["planning"],
     ["info", "summary", "influence_table", "launch", "output_folder", "training"],
     ["command"],
     [
@@ -43,6 +47,7 @@ ORDER = [
         "list_command",
         "train_command",
     ],
+    ["plan_command"],
     ["cli"],
     ["__init__", "__main__"],
 ]
@@ -102,6 +107,7 @@ def test_public_names_are_these():
         "CKAWarning",
         "Fingerprint",
         "MinibatchCKA",
+        "Plan",
         "Tap",
         "cka",
         "compare",
@@ -110,13 +116,14 @@ def test_public_names_are_these():
         "fingerprint",
         "hsic",
         "models",
+        "plan",
     ]
     assert all(hasattr(fastcka, name) for name in fastcka.__all__)
 
 
 def test_no_module_outside_the_definitions_bears_the_name_of_a_public_function():
     modules = {path.stem for path in SOURCES if "maths" not in path.parts}
-    assert not modules & {"cka", "hsic", "compare", "compare_many", "fingerprint"}
+    assert not modules & {"cka", "hsic", "compare", "compare_many", "fingerprint", "plan"}
 
 
 def test_import_is_cheap():
@@ -158,6 +165,7 @@ PUBLIC = [
     fastcka.compare,
     fastcka.compare_many,
     fastcka.fingerprint,
+    fastcka.plan,
     fastcka.Fingerprint,
     fastcka.MinibatchCKA,
     fastcka.Tap,

@@ -97,6 +97,11 @@ class ImageBatches:
         return {name: describe(transform) for name, transform in self._transforms.items()}
 
     @property
+    def num_workers(self) -> int:
+        """As a DataLoader calls them."""
+        return self._workers
+
+    @property
     def broken(self) -> list[str]:
         return sorted(self._broken)
 

@@ -29,6 +29,18 @@ def check_known(model: str) -> None:
         raise ValueError(f"unknown model {model!r}{_near(model, names)}")
 
 
+def is_model(name: str) -> bool:
+    """Whether `load` would look for a model of this name.
+
+    >>> is_model("resnet18"), is_model("resnet18@w.pth"), is_model("layer1")
+    (True, True, False)
+    """
+    import timm
+
+    model, checkpoint = split(name)
+    return model.startswith((FOLDER, HUB)) or checkpoint is not None or timm.is_model(model)
+
+
 def known(pattern: str = "*") -> list[str]:
     """The names of timm's models that match a pattern.
 
