@@ -142,7 +142,12 @@ def _add_fingerprint(commands) -> None:
 
 def _add_compared(parser) -> None:
     """The models, and all that their comparison depends on."""
-    parser.add_argument("models", nargs="+", metavar="MODEL", help=f"{MODEL}; or FILE.fp")
+    parser.add_argument(
+        "models",
+        nargs="*",
+        metavar="MODEL",
+        help=f"{MODEL}; or FILE.fp (default: a small ViT and a small ResNet that come trained)",
+    )
     add = _add_data(parser)
     add(
         "--passes",

@@ -62,9 +62,10 @@ def images(
     root = options.data
     if root is None:
         count = 512 if options.generate is None else options.generate
-        root = place / f"images-{count}-seed{options.seed}"
+        size = max(_before_crop(network) for network in networks.values())
+        root = place / f"images-{count}-{size}px-seed{options.seed}"
         tell(options, f"no --data: {count} generated images, in {root}")
-        share.from_first(lambda: write_images(root, count, seed=options.seed))
+        share.from_first(lambda: write_images(root, count, size=size, seed=options.seed))
     transforms, shared = {}, {}
     for label, network in networks.items():
         # Models with the same preprocessing share the view.
@@ -78,6 +79,12 @@ def images(
         max_images=options.max_images,
         on_broken=options.on_broken,
     )
+
+
+def _before_crop(network: Network) -> int:
+    """Pixels of a side that the network's preprocessing neither enlarges nor shrinks."""
+    config = network.data_config
+    return max(16, int(max(config["input_size"][1:]) / config["crop_pct"]))
 
 
 def view(label: str) -> Callable:

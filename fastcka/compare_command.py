@@ -31,6 +31,7 @@ from fastcka.output_folder import output_folder
 from fastcka.result import CKAResult, CKAResults
 from fastcka.summary import in_words, summary
 
+EMBEDDED = ("fastcka_vit_mini", "fastcka_resnet_mini")  # come with the package, trained
 BLOCKS = ["blocks"]  # of --layers where nothing is said
 RESULT, FIGURES, SUMMARY = "result.safetensors", ("heatmap.png", "heatmap.pdf"), "summary.json"
 INFLUENCE = "influence.csv"  # where it is asked for
@@ -54,6 +55,8 @@ def run(options: argparse.Namespace) -> None:
 def asked(options: argparse.Namespace) -> tuple[list[str], dict[str, list[str]]]:
     """What the models are called, and the layers that are asked of each."""
     check_used(options)
+    if not options.models:
+        options.models, options.pretrained = list(EMBEDDED), True
     labels = models.labels(
         [Path(name).stem if _is_measured(name) else name for name in options.models]
     )

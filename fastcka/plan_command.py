@@ -18,7 +18,7 @@ def run(options: argparse.Namespace) -> None:
     """`fastcka plan`, with its options as parsed."""
     starting = time.process_time()  # nobody else knows when the process began
     options.silent = options.quiet = True
-    options.save_every, options.errors, options.title = 300, False, None
+    options.save_every, options.errors, options.title, options.overwrite = 300, False, None, False
     labels, layers = asked(options)
     with processes(options.threads) as share, TemporaryDirectory() as folder:
         if share.ranks > 1:

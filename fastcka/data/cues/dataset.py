@@ -50,6 +50,7 @@ class Cues(Dataset):
     >>> images = data.Cues(100, label="texture", correlation={"shape": 0.5})
     >>> scene = images.scene(7)
     >>> scene.image.shape, int(scene.mask.sum()), scene.boxes
+    ((64, 64, 3), 492, ((27, 18, 52, 43),))
     """
 
     def __init__(

@@ -42,7 +42,7 @@ def write_images(
     >>> from fastcka import data
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     sorted(path.name for path in data.write_images(folder, 4, size=32).iterdir())
-    ['cross', 'cues.json', 'factors.csv', 'ring', 'triangle']
+    ['corner', 'crescent', 'cues.json', 'disc', 'factors.csv', 'star']
     """
     from PIL import Image
 
