@@ -13,7 +13,7 @@ VALUES = 4.0
 # |K without its diagonal| / |U| beyond which rounding in float32 may show in CKA's fifth digit.
 DIGITS_LOST = 300.0
 
-# Share of an HSIC below which a difference of float64 sums is their rounding.
+# Share of an HSIC below which a difference of float64 sums is their rounding: some hundred eps.
 CANCELLED = 2.0**-40
 
 # Columns of the sums that decide, the first four of the summary of kernels.finish.
@@ -39,8 +39,10 @@ def has_lost_digits(sums: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
 def least_share(sums: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
     """The share of its HSIC up to which what is left of a layer, without an example, is rounding.
 
-    By the rule for products above, (PRODUCTS · eps)² · |K|² over |U|²; and the sums that are
-    subtracted are rounded too. Arguments as of `is_constant`; [L].
+    By the rule for products above (PRODUCTS · eps)² · |K|² of |U|². The closed form takes rows of U
+    to sum to 0, which they do to 2^-52 of |K|, and what it subtracts is rounded too. Arguments as
+    of `is_constant`; [L].
     """
-    products = (PRODUCTS * eps[:, 1]) ** 2 * sums[:, HOLLOW] / sums[:, CENTRED]
-    return products.clamp(min=CANCELLED)
+    lost = PRODUCTS * (sums[:, HOLLOW] / sums[:, CENTRED]).sqrt()
+    centring = lost * torch.finfo(torch.float64).eps
+    return torch.maximum((lost * eps[:, 1]) ** 2, centring).clamp(min=CANCELLED)

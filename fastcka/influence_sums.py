@@ -68,7 +68,7 @@ class InfluenceSums:
         """What the images of the batch that was just added are called."""
         if images is None or self.images is None:
             self.images = None
-        else:
+        elif self.wanted:
             self.images.extend(images)
 
     def merge(self, other: "InfluenceSums", shift: int) -> None:
@@ -122,7 +122,7 @@ class InfluenceSums:
 
     def names(self) -> tuple[str | int, ...] | None:
         """Of the images, in the order of the results."""
-        if not self.wanted or self.images is None:
+        if self.images is None:
             return None
         ends = np.cumsum([change.shape[1] for change in self._changes]).tolist()
         starts = [0, *ends]

@@ -385,6 +385,9 @@ class MinibatchCKA:
             {name: tuple(value.shape) for name, value in tensors.items()},
             "load the tensors",
         )
+        if counts["images"] is not None:
+            named, there = len(counts["images"]), int(sum(tensors.get("influence.size", ())))
+            _check_same({"images": there}, {"images": named}, "load the names")
         self._blocks = {
             int(where): Block(
                 float(tensors["weight"][place]),
@@ -503,6 +506,7 @@ class MinibatchCKA:
         for matrix in (cka, stderr):
             matrix[without[0]] = matrix[:, without[1]] = np.nan
         least = [self._totals[model].least_share() for model in (a, b)]
+        influence = self._influence.results(a, b, total, cka, *least)
         weight = sum(block.weight for block in self._blocks.values())
         told = list(dict.fromkeys(messages[a] + messages[b]))
         if self.skipped_batches:
@@ -533,8 +537,8 @@ class MinibatchCKA:
             meta=meta,
             null=self._chance.results(a, b, total, *without),
             also=self._measures.results(a, b, *without),
-            influence=self._influence.results(a, b, total, cka, *least),
-            images=self._influence.names(),
+            influence=influence,
+            images=self._influence.names() if influence else None,
         )
 
 

@@ -1,5 +1,6 @@
 """What single images do to CKA: against leaving them out, and in all the ways that a run can go."""
 
+import copy
 import warnings
 
 import numpy as np
@@ -162,6 +163,24 @@ def test_where_nothing_is_left_without_an_image_there_is_no_number(dtype):
     assert np.isnan(other.influence["z", "x"]).nonzero()[0].tolist() == [2, 7]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("n", "distance"), [(12, 500), (256, 1)])
+def test_rounding_that_is_left_of_a_layer_is_no_layer(dtype, n, distance):
+    # An image far out in a direction of its own; two others share theirs. Without one of the two
+    # nothing is left after centring, but the rounding of large entries.
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(8):
+        far, *near = torch.rand(3, 3, generator=generator, dtype=torch.float64) + 0.5
+        x = torch.zeros(n, 9, dtype=torch.float64)
+        x[1, :3], x[4, 3:6], x[9, 3:6] = distance * far, near[0], near[1]
+        z = torch.randn(n, 5, generator=generator)
+        cka = MinibatchCKA(["x"], ["z"], influence=[("x", "z")])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", fastcka.CKAWarning)  # digits are lost, it says
+            result = cka.update([x.to(dtype)], [z.to(dtype)]).compute()
+        assert np.isnan(result.influence["x", "z"]).nonzero()[0].tolist() == [4, 9]
+
+
 def test_several_models_name_their_layers_in_any_order():
     data = batches()
     pairs = [(("n", "z"), ("m", "x")), (("m", "x"), ("m", "y"))]
@@ -178,6 +197,7 @@ def test_several_models_name_their_layers_in_any_order():
         results["m", "m"].influence["x", "y"], influence(in64(data, 0), in64(data, 1)), FLOAT64
     )
     assert results["n", "n"].influence == {}
+    assert results["n", "n"].images is None
 
 
 # Kept, merged, saved
@@ -243,12 +263,14 @@ def test_a_state_does_not_follow_and_a_state_of_others_is_refused():
     data = batches()
     cka = indexed(data, (0, 1))
     state = cka.state_dict()
+    before = copy.deepcopy(state["counts"])
     expected = cka.compute()
     cka.update([data[2][0]], [data[2][2]], index=2, images=named(data)[2])
     loaded = indexed(data, ())
     loaded.load_state_dict(state)
     loaded.update([data[2][0]], [data[2][2]], index=2, images=named(data)[2])
     assert_same(loaded.compute(), cka.compute())
+    assert state["counts"] == before
     again = indexed(data, ())
     again.load_state_dict(state)
     assert_same(again.compute(), expected)
@@ -258,6 +280,12 @@ def test_a_state_does_not_follow_and_a_state_of_others_is_refused():
         indexed(data, (3,), pairs=()).merge(cka)
     state["tensors"]["influence.change"] = state["tensors"]["influence.change"][:, 1:]
     with pytest.raises(ValueError, match=r"cannot load the tensors: `influence.change` is"):
+        again.load_state_dict(state)
+    state = cka.state_dict()
+    state["counts"]["images"].pop()
+    with pytest.raises(
+        ValueError, match="cannot load the names: `images` is 19 here, but 18 there"
+    ):
         again.load_state_dict(state)
     empty = indexed(data, ())
     empty.load_state_dict(indexed(data, ()).state_dict())
@@ -274,6 +302,9 @@ def test_it_is_saved_and_loaded_with_the_names(tmp_path):
     assert loaded.images is None
     plain = CKAResult.load(measured(data, pairs=()).save(tmp_path / "c"))
     assert plain.influence == {}
+    unasked = indexed(data, (0,), pairs=())
+    assert unasked.compute().images is None
+    assert unasked.state_dict()["counts"]["images"] == []
 
 
 # Whole comparisons
@@ -325,6 +356,10 @@ def test_images_are_named_by_ids_and_parts_of_a_batch_stay_in_order():
     expected = defined(x.split(4))
     for pair, values in expected.items():
         assert_close(parts.influence[pair], values, 2 * CKA)
+    # A later batch that is larger than the first.
+    uneven = iter(torch.arange(60).split([8, 24, 8, 20]))
+    larger = compared(list(x.split([8, 24, 8, 20])), n=4, ids=lambda batch: next(uneven))
+    assert larger.images == tuple(range(60))
 
 
 def test_files_are_named_as_in_their_folder(tmp_path):
