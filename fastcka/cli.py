@@ -348,7 +348,8 @@ def _add_train(commands) -> None:
     add = parser.add_argument_group("running").add_argument
     add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     add("--threads", type=_threads, metavar="N", help="of each process; --all takes one")
-    add("--workers", type=int, default=1, metavar="N", help="processes that draw the images")
+    add("--workers", type=int, default=0, metavar="N",
+        help="processes that draw the images (default: this one)")  # fmt: skip
     add("--jobs", type=int, metavar="N", help="of --all at a time (default: cores, 8 on a GPU)")
     add("--save-every", type=float, default=60, metavar="SECONDS",
         help="how often the state is saved (default: %(default)s)")  # fmt: skip

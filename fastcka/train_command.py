@@ -12,6 +12,8 @@ from fastcka.command import tell
 from fastcka.launch import cores, device, processes
 from fastcka.training import ARMS, Recipe, train
 from fastcka.training.card import card
+from fastcka.training.pool import pool
+from fastcka.training.trainer import images_of
 from fastcka.training.weights_file import known_of, sha256
 
 # Options that make a recipe; those of an arm are fixed.
@@ -124,9 +126,10 @@ def _all(options: argparse.Namespace, folder: Path) -> None:
     on_gpu = where.startswith("cuda")
     jobs = options.jobs or (ON_GPU if on_gpu else cores())
     common = ["--output", str(folder), "--device", where, "--quiet"]
-    common += ["--threads", str(options.threads or 1), "--workers", "1"]
-    common += ["--save-every", str(options.save_every)]
+    common += ["--threads", str(options.threads or 1), "--save-every", str(options.save_every)]
     failed = []
+    for arm in ARMS.values():  # once, before several would draw the same
+        pool(images_of(arm.recipe), cache.folder(), cores())
     for later in (False, True):
         names = [name for name, arm in ARMS.items() if (arm.start is not None) == later]
         with ThreadPoolExecutor(jobs) as executor:

@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -22,8 +21,8 @@ ERROR = math.sqrt(CHANCE * (1 - CHANCE) / TESTED)
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cues")
-    train = pool(Cues(TRAINED, seed=SEED), folder, 2)
-    test = pool(Cues(TESTED, seed=SEED + 1), folder, 2)
+    train = pool(Cues(TRAINED, seed=SEED), folder, 0)
+    test = pool(Cues(TESTED, seed=SEED + 1), folder, 0)
     return [(torch.from_numpy(part.images.copy()), torch.from_numpy(part.cues[:, 0].copy()))
             for part in (train, test)]  # fmt: skip
 
@@ -44,12 +43,11 @@ def shrunk(images):
 def histogram(images):
     """Counts of 64 colours, and of 32 values of each channel."""
     coarse = (images.long() // 64 * torch.tensor([16, 4, 1])).sum(3).flatten(1)
-    counts = [nn.functional.one_hot(coarse, 64).sum(1)]
-    for channel in range(3):
-        fine = (images[..., channel].long() // 8).flatten(1)
-        counts.append(
-            torch.zeros(len(images), 32).long().scatter_add_(1, fine, torch.ones_like(fine))
-        )
+    kinds = [(coarse, 64), *((images[..., c].long().flatten(1) // 8, 32) for c in range(3))]
+    counts = [
+        torch.zeros(len(images), size).scatter_add_(1, kind, torch.ones(kind.shape))
+        for kind, size in kinds
+    ]
     return torch.cat(counts, 1).double().sqrt()
 
 
@@ -76,7 +74,7 @@ def test_two_convolutions_are_not_enough(images):
         nn.Conv2d(24, 48, 5, 1, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(4),
         nn.Flatten(), nn.Linear(48 * 16, CLASSES),
     ).to(memory_format=torch.channels_last)  # fmt: skip
-    passes = 12
+    passes = 6
     optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, passes * TRAINED // 100)
     masks = torch.zeros(100, 64, 64)
@@ -94,5 +92,4 @@ def test_two_convolutions_are_not_enough(images):
             network(part.permute(0, 3, 1, 2).float() / 64 - 2).argmax(1) for part in new.split(500)
         ]
     accuracy = float((torch.cat(answers) == truth).double().mean())
-    print(f"two convolutions: {accuracy:.1%}")
-    assert np.isclose(accuracy, 0.5, atol=0.3)  # it learns, but not enough
+    assert 0.2 < accuracy < 0.8  # it learns, but not enough

@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def images(folder):
-    return pool(Cues(96, seed=1), folder, 1)
+    return pool(Cues(96, seed=1), folder, 0)
 
 
 @pytest.fixture(autouse=True)
@@ -70,12 +70,12 @@ def test_the_pool_is_drawn_once_and_by_any_number_of_processes(images, folder, t
     def forbidden(done):
         raise AssertionError("drawn again")
 
-    assert np.array_equal(pool(Cues(96, seed=1), folder, 1, forbidden).cues, images.cues)
+    assert np.array_equal(pool(Cues(96, seed=1), folder, 0, forbidden).cues, images.cues)
     drawn = []
     again = pool(Cues(96, seed=1), tmp_path, 2, drawn.append)
     assert sum(drawn) == 96
     assert all(np.array_equal(a, b) for a, b in zip(again, images, strict=True))
-    other = pool(Cues(96, seed=1, correlation={"texture": 1.0}), folder, 1)
+    other = pool(Cues(96, seed=1, correlation={"texture": 1.0}), folder, 0)
     assert not np.array_equal(other.images, images.images)
     assert not list(folder.glob(".*"))
 
@@ -85,7 +85,7 @@ def test_a_pool_that_was_not_drawn_whole_is_not_used(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pool(Cues(20, seed=1), tmp_path, 1, stopped)
+        pool(Cues(20, seed=1), tmp_path, 0, stopped)
     assert not list(tmp_path.iterdir())
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -37,9 +37,10 @@ class Pool(NamedTuple):
 def pool(
     images: Cues, folder: Path, workers: int, tell: Callable[[int], None] = lambda done: None
 ) -> Pool:
-    """The images, drawn by so many processes unless they are there already.
+    """The images, drawn unless they are there already.
 
     Args:
+        workers: processes that draw; 0 draws in this one.
         tell: called with the number of images that a process has just drawn.
     """
     described = json.dumps({**images.describe(), "count": len(images)}, sort_keys=True)
@@ -70,15 +71,21 @@ def _draw(images: Cues, folder: Path, workers: int, tell: Callable[[int], None])
         for name, shape in shapes.items()
     }
     starts = range(0, count, PART)
-    # Not forked: a process with threads, as those of torch, may not survive it.
-    with ProcessPoolExecutor(workers, get_context("spawn")) as executor:
-        parts = executor.map(_part, [images] * len(starts), starts)
-        for start, part in zip(starts, parts, strict=True):
-            for name, values in zip(Pool._fields, part, strict=True):
-                kept[name][start : start + len(values)] = values
-            tell(len(part[0]))
+    for start, part in zip(starts, _parts(images, starts, workers), strict=True):
+        for name, values in zip(Pool._fields, part, strict=True):
+            kept[name][start : start + len(values)] = values
+        tell(len(part[0]))
     for array in kept.values():
         array.flush()
+
+
+def _parts(images: Cues, starts: Sequence[int], workers: int) -> Iterator["Pool"]:
+    if not workers:
+        yield from (_part(images, start) for start in starts)
+        return
+    # Not forked: a process with threads, as those of torch, may not survive it.
+    with ProcessPoolExecutor(workers, get_context("spawn")) as executor:
+        yield from executor.map(_part, [images] * len(starts), starts)
 
 
 def _part(images: Cues, start: int) -> Pool:

@@ -26,6 +26,11 @@ STATE = "training"
 ALONE = Share()
 
 
+def images_of(recipe: Recipe) -> Cues:
+    """The images of which a recipe takes some."""
+    return Cues(recipe.pool, seed=SEED, label=recipe.label, correlation=recipe.correlation)
+
+
 class Training:
     """The training of one network, step by step.
 
@@ -165,7 +170,7 @@ def train(
     *,
     folder: Path,
     start: Path | None = None,
-    workers: int = 1,
+    workers: int = 0,
     device: str = "cpu",
     share: Share = ALONE,
     save_every: float = 60.0,
@@ -178,7 +183,7 @@ def train(
         path: of the weights.
         folder: for the training images, and for the state of a training that is not finished.
         start: weights to start from, where the recipe says so.
-        workers: processes that draw the images, if they are not there yet.
+        workers: processes that draw the images, if they are not there yet; 0 draws in this one.
         save_every: seconds between two states.
 
     Returns:
@@ -193,7 +198,7 @@ def train(
             f"`model` must be one of fastcka's small networks, such as {next(iter(NETWORKS))!r}, "
             f"but is {recipe.model!r}; `fastcka list models 'fastcka_*'` has them"
         )
-    images = Cues(recipe.pool, seed=SEED, label=recipe.label, correlation=recipe.correlation)
+    images = images_of(recipe)
     hidden = not progress or share.rank > 0
     with tqdm(
         total=recipe.pool, desc="drawing images", unit="image", disable=hidden or None
