@@ -176,6 +176,20 @@ def test_without_data_images_are_generated_and_it_says_so(tmp_path, monkeypatch,
     assert "no --data: 8 generated images, in fastcka-results" in capsys.readouterr().err
 
 
+def test_without_models_two_that_come_trained_are_compared(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", "--generate", "32", "--batch-size", "16"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("fastcka_vit_mini and fastcka_resnet_mini\n8 x 8 layers, 32 examples")
+    assert "untrained" not in err
+    folder = tmp_path / "fastcka-results"
+    assert len(list(folder.glob("images-32-64px-seed0/*/*.png"))) == 32
+    found = fastcka.CKAResult.load(
+        folder / "fastcka_vit_mini-fastcka_resnet_mini" / "result.safetensors"
+    )
+    assert found.meta["models"]["a"]["weights"] == "trained fastcka_vit_mini.shape"
+
+
 def test_a_second_run_has_a_folder_of_its_own(images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for _ in range(3):

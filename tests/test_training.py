@@ -16,6 +16,7 @@ from fastcka import array_file, models
 from fastcka.cli import main
 from fastcka.data import Cues
 from fastcka.data.cues.fields import TEXTURES, wave
+from fastcka.distributed import Share
 from fastcka.models import small
 from fastcka.training import ARMS, Recipe, train
 from fastcka.training.card import card
@@ -246,6 +247,43 @@ def test_muon_takes_the_matrices_within_blocks_and_adamw_all_else(images):
     parts = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     assert by_muon == {f"network.blocks.{i}.{part}.weight" for i in range(8) for part in parts}
     assert len(Training(Recipe("fastcka_resnet_mini", **FEW), images).optimizers) == 1
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import numpy as np
+import torch
+from fastcka.data import Cues
+from fastcka.launch import processes
+from fastcka.training import Recipe
+from fastcka.training.pool import pool
+from fastcka.training.trainer import Training
+
+folder = Path(sys.argv[1])
+recipe = Recipe("fastcka_vit_mini", pool=96, batch_size=16, images=16)
+with processes(1) as share:
+    training = Training(recipe, pool(Cues(96, seed=1), folder, 0), share=share)
+    list(training.steps())
+    values = [p.grad.flatten() for p in training.network.parameters()]
+    np.save(folder / f"{share.rank}-of-{share.ranks}.npy", torch.cat(values).numpy())
+"""
+
+
+def test_several_processes_find_the_gradients_of_one(images, folder, tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    launch = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone"]
+    for ranks in (1, 2):
+        command = [*launch, f"--nproc-per-node={ranks}", str(tmp_path / "program.py"), str(folder)]
+        subprocess.run(command, check=True, capture_output=True, timeout=240)
+    alone, first, second = (
+        np.load(folder / f"{name}.npy").astype(float) for name in ("0-of-1", "0-of-2", "1-of-2")
+    )
+    assert np.array_equal(first, second)
+    # Sums of 16 images, and of 65 tokens each, in another order.
+    assert np.linalg.norm(first - alone) < 1e-5 * np.linalg.norm(alone)
+    with pytest.raises(ValueError, match="a batch of 16 images cannot be shared by 3 processes"):
+        Training(Recipe("fastcka_vit_mini", **FEW), images, share=Share(0, 3))
 
 
 # --- files and names
