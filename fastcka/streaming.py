@@ -271,7 +271,8 @@ class MinibatchCKA:
         pairs, own = {}, {}
         for a, b in self._pairs:
             packed = stacks[a].packed, None if a == b else stacks[b].packed
-            pairs[a, b] = factor * hsic_pairs(*packed, backend=self.backend)
+            # In place: a copy a block would leave holes as large as the sums in the heap.
+            pairs[a, b] = hsic_pairs(*packed, backend=self.backend).mul_(factor)
         for model, stack in stacks.items():
             own[model] = (
                 pairs[model, model].diagonal().clone()

@@ -145,6 +145,18 @@ def test_the_time_is_that_of_the_run(model, data, most):
     assert 0.25 <= seen["least"] <= seen["seconds_a_batch"] <= seen["most"]
 
 
+def test_a_slow_first_batch_counts_once():
+    class Warming(Slow):
+        def forward(self, x):
+            time.sleep(self.seconds)
+            self.seconds = 0.25
+            return self.layer(x)
+
+    found = plan(compare, Warming(1.25), data=[torch.randn(8, 4)] * 16, layers_a="layer")
+    assert found.seconds["models"] == pytest.approx(4, rel=0.15)
+    assert found.seconds["start and end"] == pytest.approx(1, abs=0.5)
+
+
 def test_every_pass_takes_its_time():
     data = images(20).split(4)
     found = plan(compare, Slow(0.2), data=data, layers_a="layer", passes=3)
