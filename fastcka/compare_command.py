@@ -163,7 +163,7 @@ def _influence(given: list[list[str]], labels: list[str]) -> list[tuple]:
         return [tuple(pair) for pair in given]
     found = []
     for layer in (layer for pair in given for layer in pair):
-        model = max((m for m in labels if layer.startswith(f"{m}:")), key=len, default=None)
+        model = next((label for label in labels if layer.startswith(f"{label}:")), None)
         if model is None:
             raise ValueError(
                 f"--influence names {layer!r}, but of which of the models: write "

@@ -2,8 +2,11 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from functools import lru_cache
 
 import torch
+
+from fastcka.kernels import packed_place
 
 # The model and the layer of either side.
 Pair = tuple[tuple[str, str], tuple[str, str]]
@@ -47,7 +50,21 @@ def check_layers(pairs: Iterable[Pair], layers: Mapping[str, Sequence[str]]) -> 
             )
 
 
-def without_each(product: torch.Tensor, n: int, estimator: str) -> torch.Tensor:
+@lru_cache(maxsize=2)  # batches are of one size, but for the last
+def places_of_rows(n: int, estimator: str, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Where each row of a matrix lies in its packed triangle: [n, n], or [n, n − 1] unbiased.
+
+    >>> places_of_rows(4, "unbiased")[1]
+    tensor([0, 2, 4])
+    """
+    one = torch.arange(n, device=device)
+    places = packed_place(one[:, None], one, estimator)
+    if estimator == "unbiased":
+        places = places[one[:, None] != one].view(n, n - 1)
+    return places
+
+
+def without_each(product: torch.Tensor, places: torch.Tensor, estimator: str) -> torch.Tensor:
     """⟨K, L⟩ less the same without example i, for each: [n], from k·l of two packed triangles [m].
 
     Of U-centred matrices 2 c_i (n−2)/(n−3) with c_i = Σ_j u_ij v_ij; of H K H and H L H
@@ -56,19 +73,17 @@ def without_each(product: torch.Tensor, n: int, estimator: str) -> torch.Tensor:
 
     >>> from fastcka.kernels import gram_finish
     >>> product = gram_finish([torch.randn(8, 3).double()]).packed[0].square()
-    >>> found = without_each(product, 8, "unbiased")
+    >>> found = without_each(product, places_of_rows(8, "unbiased"), "unbiased")
     >>> (found.sum() / product.sum()).round(decimals=9)  # 2 (n−2)/(n−3)
     tensor(2.4000, dtype=torch.float64)
     """
-    unbiased = estimator == "unbiased"
-    rows, columns = torch.tril_indices(n, n, -1 if unbiased else 0, device=product.device)
-    triangle = product.new_zeros(n, n)
-    triangle[rows, columns] = product  # 2 k_ij l_ij off the diagonal, k_ii l_ii on it
-    twice = triangle.sum(0) + triangle.sum(1)
-    if unbiased:
-        return twice * (n - 2) / (n - 3)
-    scale = n / (n - 1)
-    return twice * scale - triangle.diagonal() * scale**2
+    n = len(places)
+    entries = product.index_select(0, places.view(-1)).view(places.shape)
+    rows = entries.sum(1)  # of 2 k_ij l_ij off the diagonal, k_ii l_ii on it
+    if estimator == "unbiased":
+        return rows * (n - 2) / (n - 3)
+    diagonal, scale = entries.diagonal(), n / (n - 1)
+    return (rows + diagonal) * scale - diagonal * scale**2
 
 
 def _are_two(value, kind: type) -> bool:

@@ -7,7 +7,7 @@ import torch
 
 from fastcka.gram_stack import GramStack
 from fastcka.hsic_sums import SMALLEST_BATCH, weights
-from fastcka.influence import Pair, check_layers, without_each
+from fastcka.influence import Pair, check_layers, places_of_rows, without_each
 from fastcka.jackknife import Sums, cosine
 
 
@@ -55,7 +55,8 @@ class InfluenceSums:
         for product in self._place:
             one, other = (stacks[m].packed[self.layers[m].index(name)] for m, name in product)
             both = one * other
-            less = without_each(both, n, self.estimator)
+            places = places_of_rows(n, self.estimator, both.device)
+            less = without_each(both, places, self.estimator)
             rows.append((fewer - factor) * both.sum() - fewer * less)
         return {"number": torch.tensor([number], device="cpu"), "change": torch.stack(rows)}
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import torch
 
-from fastcka.kernels import hsic_pairs
+from fastcka.kernels import hsic_pairs, packed_place
 
 PERMUTATIONS = 200
 # Relative difference up to which two values are equal.
@@ -63,11 +63,7 @@ def _places(n: int, estimator: str, count: int, number: int) -> Iterator[torch.T
     random = np.random.default_rng((n, number))
     for _ in range(count):
         order = random.permutation(n)
-        one, other = order[rows], order[columns]
-        high, low = np.maximum(one, other), np.minimum(one, other)
-        # Row i begins behind the i rows above it: of 0, 1, …, i − 1 entries, or one more each.
-        starts = high * (high - 1) // 2 if offset else high * (high + 1) // 2
-        yield torch.from_numpy(starts + low)
+        yield torch.from_numpy(packed_place(order[rows], order[columns], estimator))
 
 
 def p_values(observed: np.ndarray, null: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from torchvision.transforms.functional import to_tensor
 import fastcka
 from fastcka import CKAResult, MinibatchCKA
 from fastcka.data import ImageBatches, write_images
-from fastcka.influence import without_each
+from fastcka.influence import places_of_rows, without_each
 from fastcka.kernels import gram_finish
 from fastcka.maths.cka import minibatch
 from fastcka.maths.gram import linear
@@ -52,7 +52,7 @@ def test_a_product_without_each_example_is_that_of_the_definition(estimator):
     x, y = torch.randn(7, 3).double(), torch.randn(7, 5).double()
     packed = gram_finish([x, y], estimator=estimator).packed
     product = packed[0] * packed[1]
-    found = product.sum() - without_each(product, 7, estimator)
+    found = product.sum() - without_each(product, places_of_rows(7, estimator), estimator)
     expected = product_without(linear(x.numpy()), linear(y.numpy()), estimator)
     assert_close(found, expected, FLOAT64 * float(packed.square().sum()))
 

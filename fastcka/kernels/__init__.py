@@ -19,6 +19,7 @@ from fastcka.kernels.operations import (
     gram_finish,
     hsic_pairs,
     packed_length,
+    packed_place,
 )
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "gram_finish",
     "hsic_pairs",
     "packed_length",
+    "packed_place",
     "rbf",
     "using",
 ]

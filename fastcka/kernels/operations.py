@@ -223,6 +223,18 @@ def packed_length(n: int, estimator: str) -> int:
     return n * (n - 1) // 2 if estimator == "unbiased" else n * (n + 1) // 2
 
 
+def packed_place(rows, columns, estimator: str):
+    """Where entries of a symmetric matrix lie in its packed row; of whole numbers or arrays.
+
+    >>> [packed_place(row, column, "unbiased") for row, column in ((1, 0), (2, 0), (1, 2))]
+    [0, 1, 2]
+    """
+    high = (rows + columns + abs(rows - columns)) // 2
+    # Row i begins behind the i rows above it: of 0, 1, …, i − 1 entries, or one more each.
+    starts = high * (high - 1) // 2 if estimator == "unbiased" else high * (high + 1) // 2
+    return starts + rows + columns - high
+
+
 def check_activations(x: torch.Tensor, name: str) -> None:
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"`{name}` must be a torch.Tensor, but is {type(x).__name__}")
