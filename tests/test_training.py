@@ -13,7 +13,7 @@ import timm
 import torch
 
 from fastcka import array_file, models
-from fastcka.cli import main
+from fastcka.cli import main, parser
 from fastcka.data import Cues
 from fastcka.data.cues.fields import TEXTURES, wave
 from fastcka.distributed import Share
@@ -436,6 +436,40 @@ def test_the_command_trains_lists_and_does_not_train_twice(tmp_path, monkeypatch
     assert main(["list", "arms"]) == 0
     rows = capsys.readouterr().out.splitlines()
     assert [row.split()[0] for row in rows] == list(ARMS)
+
+
+def test_all_arms_are_trained_each_by_its_own_command_and_failures_are_named(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("FASTCKA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("fastcka.train_command.pool", lambda images, folder, workers: None)
+    network = timm.create_model("fastcka_resnet_mini")
+    started = []
+
+    def instead(command):
+        name, output = command[command.index("train") + 1], command[command.index("--output") + 1]
+        started.append(name)
+        parser().parse_args(command[3:])  # it is one
+        if name == "fastcka_resnet_mini.texture":
+            return subprocess.CompletedProcess(command, 1)
+        known = {
+            "recipe": ARMS[name].recipe.described(), "accuracy": 0.5, "shuffled": 0.1,
+            "follows": {"shape": 0.5, "texture": 0.1, "background": 0.1}, "images_per_second": 9,
+            "threads": 1, "torch": "2", "device": "cpu",
+        }  # fmt: skip
+        write_weights(tmp_path / f"{name}.safetensors", network, known)
+        assert output == str(tmp_path)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr("fastcka.train_command.subprocess.run", instead)
+    assert main(["train", "--all", "--output", str(tmp_path), "--device", "cpu"]) == 1
+    out, err = capsys.readouterr()
+    assert sorted(started) == sorted(ARMS)
+    late = [name for name in ARMS if ARMS[name].start]
+    assert sorted(started[-len(late) :]) == sorted(late)
+    assert "fastcka_vit_mini.shape: 50.0%" in out.splitlines()
+    assert "not trained: fastcka_resnet_mini.texture; the same command goes on" in err
+    assert "Not trained yet: `fastcka_resnet_mini.texture`." in (tmp_path / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
