@@ -8,21 +8,13 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset, IterableDataset
 
-from fastcka import array_file
+from fastcka.arguments import check_data, check_model
 from fastcka.capture.tap import as_items
 from fastcka.checkpoint import Checkpoint, difference, states
 from fastcka.data.pairing import Paired
 from fastcka.distributed import Share, shared
-from fastcka.fingerprints import (
-    SUFFIX,
-    Fingerprint,
-    FingerprintWriter,
-    Measured,
-    MeasuredBatches,
-    images_of,
-)
+from fastcka.fingerprints import SUFFIX, Fingerprint, Measured, MeasuredBatches
 from fastcka.kernels.operations import operand_dtype
 from fastcka.measurement import measure
 from fastcka.participant import Participant, autocast_dtype
@@ -131,7 +123,7 @@ def compare(
     """
     model_a, model_b = _opened(model_a), _opened(model_b)
     for name, model in (("model_a", model_a), ("model_b", model_b)):
-        _check_model(name, model, optional=name == "model_b")
+        check_model(name, model, optional=name == "model_b")
     models = [model for model in (model_a, model_b) if model is not None]
     data = _data_for(models, data)
     if model_b is None and not (layers_b is data_b is input_b is forward_b is None):
@@ -147,7 +139,7 @@ def compare(
     common = {"autocast": autocast_dtype(autocast), "device": device}
     pick_a = pick_b = None
     if data_b is not None:
-        _check_data(data_b, "data_b")
+        check_data(data_b, "data_b")
         data, pick_a, pick_b = Paired(data, data_b), itemgetter(0), itemgetter(1)
     a = (
         Measured("a", model_a, **stored)
@@ -249,7 +241,7 @@ def compare_many(
         )
     models = {name: _opened(model) for name, model in models.items()}
     for name, model in models.items():
-        _check_model(f"models[{name!r}]", model)
+        check_model(f"models[{name!r}]", model)
     data = _data_for(list(models.values()), data)
     _check_stored(list(models.values()), estimator, gram, bandwidth, passes)
     stored = {
@@ -298,108 +290,6 @@ def compare_many(
     )
 
 
-def fingerprint(
-    model: nn.Module,
-    data: Iterable,
-    path: str | os.PathLike,
-    *,
-    ids: Callable | None = None,
-    layers="blocks",
-    input: Callable | None = None,
-    forward: Callable | None = None,
-    n: int | None = None,
-    estimator: str = "unbiased",
-    gram: str = "linear",
-    bandwidth: float | None = None,
-    operand: str | torch.dtype | None = None,
-    dtype: str = "fp32",
-    about: Mapping | None = None,
-    autocast: str | torch.dtype | None = None,
-    device: torch.device | str | None = None,
-    backend: str | None = None,
-    progress: bool = True,
-) -> Fingerprint:
-    """Measure a model once, to compare it again and again without its weights.
-
-    What is stored are the centred Gram matrices of all layers and all batches: all that CKA needs,
-    and what `also` and `calibrate` of `compare` need.
-
-    Args:
-        model, layers, input, forward, data and the other arguments: as in `compare`.
-        path: of the file; an older one is replaced when all is measured.
-        ids: from a batch to a name or number of each of its images, by which they are known again:
-            a function of the batch alone. `fastcka.data.ImageBatches` give the hashes of their
-            files.
-        dtype: of the stored entries, "fp32" or "fp16"; halves the file, and changes CKA by 2e-4 at
-            most in batches of 32 and more.
-        about: what results shall say of the model, such as {"name": ..., "weights": ...}.
-
-    Returns:
-        The `Fingerprint`, open.
-
-    Raises: as `compare`. ValueError: the images have no names, or two batches the same.
-
-    Cost: as `compare` of a model with itself; 2·n bytes an image and layer in fp32, half in fp16,
-    and 16 bytes; twice that on disk for a moment at the end. It cannot be resumed.
-
-    >>> import fastcka, tempfile, torch
-    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU())
-    >>> images = list(torch.randn(64, 8).split(32))
-    >>> def names(batch):
-    ...     return [hash(image) for image in batch.sum(1).tolist()]
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     print(fastcka.fingerprint(net, images, f"{folder}/net.fp", ids=names))
-    ...     fastcka.compare(net, f"{folder}/net.fp", images, ids=names).cka.diagonal().round(6)
-    Fingerprint(Sequential, 2 layers, 64 images in 2 batches)
-    array([1., 1.])
-    """
-    if isinstance(model, Fingerprint):
-        raise TypeError("`model` is a fingerprint already")
-    _check_model("model", model)
-    _check_data(data)
-    about = array_file.plain(dict(about or {}), "about")
-    participant = Participant(
-        "a",
-        model,
-        as_items(layers),
-        prepare=input,
-        forward=forward,
-        autocast=autocast_dtype(autocast),
-        device=device,
-    )
-    with FingerprintWriter(path, dtype) as writer:
-
-        def keep(batch, parts, stacks) -> None:
-            images = images_of(batch, ids)
-            if len(images) != parts[-1].stop:
-                raise ValueError(
-                    f"`ids` names {len(images)} images, but the batch holds {parts[-1].stop}"
-                )
-            for part, filled in zip(parts, stacks, strict=True):
-                if filled is not None:
-                    writer.add(filled["a"], images[part])
-
-        result = measure(
-            [participant],
-            data,
-            n=n,
-            passes=1,
-            progress=progress,
-            checkpoint=None,
-            share=Share(),
-            many=False,
-            watch=keep,
-            estimator=estimator,
-            gram=gram,
-            bandwidth=bandwidth,
-            operand=operand,
-            backend=backend,
-        )
-        meta = {key: value for key, value in result.meta.items() if key != "models"}
-        writer.finish(result.meta["models"]["a"] | about, meta, result.warnings)
-    return Fingerprint(path)
-
-
 def _opened(model):
     """A path is that of a fingerprint."""
     if isinstance(model, os.PathLike) or (isinstance(model, str) and model.endswith(SUFFIX)):
@@ -411,7 +301,7 @@ def _data_for(models: list, data: Iterable | None) -> Iterable:
     """The data, or where no model is to be run the images of the first."""
     if data is None and all(isinstance(model, Fingerprint) for model in models):
         return MeasuredBatches(models[0])
-    _check_data(data)
+    check_data(data)
     return data
 
 
@@ -477,34 +367,3 @@ def _course(
     if share.ranks > 1:
         path = path.with_name(f"{path.stem}-{share.rank}-of-{share.ranks}{path.suffix}")
     return {"checkpoint": Checkpoint(path, resume, save_every), "share": share}
-
-
-def _check_model(name: str, model, optional: bool = False) -> None:
-    if isinstance(model, (nn.Module, Fingerprint)) or (optional and model is None):
-        return
-    hint = (
-        "; the data are given by name: compare(model, data=...)"
-        if isinstance(model, Iterable) and not isinstance(model, (str, Mapping))
-        else f"; timm.create_model makes one of a name, and a path ends in {SUFFIX}"
-        if isinstance(model, str)
-        else ""
-    )
-    raise TypeError(f"`{name}` must be a torch.nn.Module, but is {type(model).__name__}{hint}")
-
-
-def _check_data(data, name: str = "data") -> None:
-    if data is None:
-        raise TypeError(
-            f"`{name}` is missing: give an iterable of batches, for example a DataLoader"
-        )
-    if isinstance(data, torch.Tensor):
-        raise TypeError(
-            f"`{name}` is one tensor, not batches of it; give for example {name}.split(64)"
-        )
-    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
-        raise TypeError(
-            f"`{name}` is a data set of single images; wrap it in "
-            "torch.utils.data.DataLoader(..., batch_size=64, shuffle=True)"
-        )
-    if not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
-        raise TypeError(f"`{name}` must be an iterable of batches, but is {type(data).__name__}")

@@ -15,7 +15,7 @@ from fastcka.command import (
     tell,
     view,
 )
-from fastcka.comparison import fingerprint
+from fastcka.fingerprinting import fingerprint
 from fastcka.fingerprints import SUFFIX
 from fastcka.launch import processes
 
