@@ -1,11 +1,15 @@
 """What the functions that run models are given: refused here where it cannot be."""
 
+import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
+from fastcka.checkpoint import Checkpoint, states
+from fastcka.distributed import Share
 from fastcka.fingerprints import SUFFIX, Fingerprint
 
 
@@ -38,3 +42,23 @@ def check_data(data, name: str = "data") -> None:
         )
     if not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
         raise TypeError(f"`{name}` must be an iterable of batches, but is {type(data).__name__}")
+
+
+def checkpoint_of(
+    path: str | os.PathLike | None, resume: bool, save_every: float, share: Share
+) -> Checkpoint | None:
+    """The state of this process, beside those of the others."""
+    if path is None:
+        if resume:
+            raise ValueError("`resume` needs `checkpoint`, the file to go on from")
+        return None
+    path = Path(path)
+    for rank, ranks, other in states(path):
+        if resume and ranks != share.ranks:
+            raise ValueError(
+                f"cannot resume: {other} is of process {rank} of {ranks}, but there are "
+                f"{share.ranks} now; start as many"
+            )
+    if share.ranks > 1:
+        path = path.with_name(f"{path.stem}-{share.rank}-of-{share.ranks}{path.suffix}")
+    return Checkpoint(path, resume, save_every)

@@ -101,14 +101,7 @@ def _add_compare(commands) -> None:
     add = parser.add_argument_group("output").add_argument
     add("--output", metavar="DIR", help="folder (default: fastcka-results/MODEL-MODEL)")
     add("--overwrite", action="store_true", help="replace an earlier result there")
-    add("--resume", action="store_true", help="go on with an unfinished run")
-    add(
-        "--save-every",
-        type=float,
-        default=300,
-        metavar="SECONDS",
-        help="how often the state of a long run is saved (default: %(default)s)",
-    )
+    _add_state(add)
     add("--errors", action="store_true", help="standard errors in the figure")
     add("--title", help="of the figure")
     add("--quiet", action="store_true", help="print nothing but warnings and errors")
@@ -133,7 +126,19 @@ def _add_fingerprint(commands) -> None:
     add("--output", metavar="FILE", help="ends in .fp (default: fastcka-results/MODEL.fp)")
     add("--dtype", choices=STORED, default="fp32", help="of the file (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace an earlier file")
+    _add_state(add)
     add("--quiet", action="store_true", help="print nothing but warnings and errors")
+
+
+def _add_state(add: Callable) -> None:
+    add("--resume", action="store_true", help="go on with an unfinished run")
+    add(
+        "--save-every",
+        type=float,
+        default=300,
+        metavar="SECONDS",
+        help="how often the state of a long run is saved (default: %(default)s)",
+    )
 
 
 def _add_data(parser) -> Callable:

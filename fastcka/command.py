@@ -25,6 +25,14 @@ def check_used(options: argparse.Namespace) -> None:
         raise ValueError("--generate does nothing beside --data")
 
 
+def is_this(command: str) -> bool:
+    """Whether an earlier command asked for the same as this one, however they were started."""
+    earlier, now = command.split()[1:], " ".join(sys.argv).split()[1:]
+    return [word for word in earlier if word != "--resume"] == [
+        word for word in now if word != "--resume"
+    ]
+
+
 def networks(
     options: argparse.Namespace, names: Sequence[str], labels: Sequence[str]
 ) -> dict[str, Network]:

@@ -3,7 +3,6 @@
 import argparse
 import json
 import re
-import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -15,6 +14,7 @@ from fastcka.command import (
     RESULTS,
     check_used,
     images,
+    is_this,
     measure_options,
     networks,
     own_warnings,
@@ -65,12 +65,7 @@ def _is_finished(options: argparse.Namespace) -> bool:
         command = json.loads((folder / SUMMARY).read_text())["provenance"]["command"]
     except (OSError, ValueError, LookupError):
         return False
-    return _asked(command.split()) == _asked(" ".join(sys.argv).split())
-
-
-def _asked(words: list[str]) -> list[str]:
-    """What a command asks for, however it was started."""
-    return [word for word in words[1:] if word != "--resume"]
+    return is_this(command)
 
 
 def _output_folder(options: argparse.Namespace, labels: list[str]):

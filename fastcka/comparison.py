@@ -4,14 +4,13 @@ import numbers
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from fastcka.arguments import check_data, check_model
+from fastcka.arguments import check_data, check_model, checkpoint_of
 from fastcka.capture.tap import as_items
-from fastcka.checkpoint import Checkpoint, difference, states
+from fastcka.checkpoint import difference
 from fastcka.data.pairing import Paired
 from fastcka.distributed import Share, shared
 from fastcka.fingerprints import SUFFIX, Fingerprint, Measured, MeasuredBatches
@@ -353,17 +352,4 @@ def _course(
     checkpoint: str | os.PathLike | None, resume: bool, save_every: float, distributed: bool
 ) -> dict:
     share = shared() if distributed else Share()
-    if checkpoint is None:
-        if resume:
-            raise ValueError("`resume` needs `checkpoint`, the file to go on from")
-        return {"checkpoint": None, "share": share}
-    path = Path(checkpoint)
-    for rank, ranks, other in states(path):
-        if resume and ranks != share.ranks:
-            raise ValueError(
-                f"cannot resume: {other} is of process {rank} of {ranks}, but there are "
-                f"{share.ranks} now; start as many"
-            )
-    if share.ranks > 1:
-        path = path.with_name(f"{path.stem}-{share.rank}-of-{share.ranks}{path.suffix}")
-    return {"checkpoint": Checkpoint(path, resume, save_every), "share": share}
+    return {"checkpoint": checkpoint_of(checkpoint, resume, save_every, share), "share": share}

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from fastcka import array_file
-from fastcka.arguments import check_data, check_model
+from fastcka.arguments import check_data, check_model, checkpoint_of
 from fastcka.capture.tap import as_items
 from fastcka.distributed import Share
-from fastcka.fingerprints import Fingerprint, FingerprintWriter, images_of
+from fastcka.fingerprints import Fingerprint, FingerprintWriter, data_of
+from fastcka.keeping import Keeper
 from fastcka.measurement import measure
 from fastcka.participant import Participant, autocast_dtype
 
@@ -35,6 +36,9 @@ def fingerprint(
     device: torch.device | str | None = None,
     backend: str | None = None,
     progress: bool = True,
+    checkpoint: str | os.PathLike | None = None,
+    resume: bool = False,
+    save_every: float = 300.0,
 ) -> Fingerprint:
     """Measure a model once, to compare it again and again without its weights.
 
@@ -50,14 +54,17 @@ def fingerprint(
         dtype: of the stored entries, "fp32" or "fp16"; halves the file, and changes CKA by 2e-4 at
             most in batches of 32 and more.
         about: what results shall say of the model, such as {"name": ..., "weights": ...}.
+        checkpoint, resume, save_every: as in `compare`. Beside the state lies, in a file that ends
+            in .data, what was measured, until the fingerprint is there; the state stays.
 
     Returns:
         The `Fingerprint`, open.
 
-    Raises: as `compare`. ValueError: the images have no names, or two batches the same.
+    Raises: as `compare`. ValueError: the images have no names, or two batches the same. OSError: it
+    cannot be written.
 
     Cost: as `compare` of a model with itself; 2·n bytes an image and layer in fp32, half in fp16,
-    and 16 bytes; twice that on disk for a moment at the end. It cannot be resumed.
+    and 16 bytes; twice that on disk for a moment at the end.
 
     >>> import fastcka, tempfile, torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU())
@@ -84,28 +91,19 @@ def fingerprint(
         autocast=autocast_dtype(autocast),
         device=device,
     )
-    with FingerprintWriter(path, dtype) as writer:
-
-        def keep(batch, parts, stacks) -> None:
-            images = images_of(batch, ids)
-            if len(images) != parts[-1].stop:
-                raise ValueError(
-                    f"`ids` names {len(images)} images, but the batch holds {parts[-1].stop}"
-                )
-            for part, filled in zip(parts, stacks, strict=True):
-                if filled is not None:
-                    writer.add(filled["a"], images[part])
-
+    state = checkpoint_of(checkpoint, resume, save_every, Share())
+    data_file = None if state is None else data_of(state.path)
+    with FingerprintWriter(path, dtype, data_file) as writer:
         result = measure(
             [participant],
             data,
             n=n,
             passes=1,
             progress=progress,
-            checkpoint=None,
+            checkpoint=state,
             share=Share(),
             many=False,
-            watch=keep,
+            keep=Keeper(writer, ids),
             estimator=estimator,
             gram=gram,
             bandwidth=bandwidth,

@@ -11,23 +11,28 @@ The header holds a SHA-256 of every batch, checked when it is read, and one of i
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
 from fastcka import array_file
 from fastcka.conditioning import CENTRED
 from fastcka.gram_stack import GramStack
+from fastcka.kernels import packed_length
 from fastcka.participant import Inputs
 from fastcka.trail import value_bytes
 
 SUFFIX = ".fp"
 STORED = {"fp32": torch.float32, "fp16": torch.float16}
+# Of types, as safetensors has them.
+NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.int64: "I64"}
 PARTS = ("packed", "scale", "diagonal", "row_sums", "summary", "images")
 
 
@@ -61,85 +66,165 @@ def images_of(batch, ids: Callable | None) -> torch.Tensor:
     )
 
 
+def data_of(state: Path) -> Path:
+    """Where the batches lie, as long as there is this state of a fingerprint in the making."""
+    return state.with_name(f"{state.name}.data")
+
+
 class FingerprintWriter:
     """Writes batches to disk as they come; the file appears, whole, when all is there.
 
     Args:
         path: of the file. dtype: "fp32" or "fp16", of the packed matrices.
+        data: where the batches are until then. One that is named stays after an error, for `load`
+            to go on behind what it holds; None is one that does not.
+
+    Attributes:
+        finished: whether the file is there, and was when this began.
     """
 
-    def __init__(self, path: str | os.PathLike, dtype: str = "fp32"):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        dtype: str = "fp32",
+        data: str | os.PathLike | None = None,
+    ):
         if dtype not in STORED:
             raise ValueError(f"`dtype` must be 'fp32' or 'fp16', but is {dtype!r}")
-        self.path, self.dtype = Path(path), dtype
+        self.path, self.dtype, self.finished = Path(path), dtype, False
         if not self.path.parent.is_dir():
             raise FileNotFoundError(
                 f"cannot write {path}: its folder does not exist, create it first"
             )
-        self._data = self.path.with_name(f".{self.path.name}.{os.getpid()}.data")
-        self._entries: dict[str, dict] = {}
+        self._stays = data is not None
+        unnamed = self.path.with_name(f".{self.path.name}.{os.getpid()}.data")
+        self._data = Path(data) if self._stays else unnamed
+        self._file: BinaryIO | None = None
+        self._end = 0  # of what is written and belongs to whole batches of the data
+        self._facts = dict.fromkeys(("estimator", "gram", "bandwidth", "operand"))
+        self._facts |= {"layers": [], "eps": []}
         self._batches: list[dict] = []
         self._seen: set[bytes] = set()
-        self._stack: GramStack | None = None
-        self._eps = None
 
     def __enter__(self) -> "FingerprintWriter":
         for left in self.path.parent.glob(f".{self.path.name}.*.data"):
             left.unlink(missing_ok=True)  # of a process that was killed
-        self._file = open(self._data, "wb")
         return self
 
     def __exit__(self, *_) -> None:
-        self._file.close()
-        self._data.unlink(missing_ok=True)
+        if self._file is not None:
+            self._file.close()
+        if self.finished or not self._stays:
+            self._data.unlink(missing_ok=True)
 
-    def add(self, stack: GramStack, images: torch.Tensor) -> None:
-        """Write one batch.
+    def add(self, parts: Iterable[tuple[GramStack, torch.Tensor]]) -> None:
+        """Write the CKA batches of one batch of the data, each with its images.
+
+        After an error it is as if this had not been called.
 
         Raises:
             ValueError: an earlier batch held the same images: it could not be told from this one.
+            OSError: the disk is full, say.
         """
-        known = bytes(value_bytes(images))
-        if known in self._seen:
-            raise ValueError(
-                "two batches have the same `ids`: every image of the data needs a name of its own"
-            )
-        self._seen.add(known)
+        seen, batches, facts = set(), [], self._facts
+        with self._writing() as file:
+            file.seek(self._end)
+            for stack, images in parts:
+                known = bytes(value_bytes(images))
+                if known in self._seen or known in seen:
+                    raise ValueError(
+                        "two batches have the same `ids`: every image of the data needs a name of "
+                        "its own"
+                    )
+                seen.add(known)
+                digest = hashlib.sha256()
+                for value in self._values(stack, images):
+                    data = value_bytes(value)
+                    file.write(data)
+                    digest.update(data)
+                batches.append({"n": stack.n, "sha256": digest.hexdigest()})
+                facts = _joined(facts, stack)
+            end = file.tell()
+        self._end, self._facts = end, facts
+        self._batches += batches
+        self._seen |= seen
+
+    def _values(self, stack: GramStack, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What of a batch is written, in the order of `PARTS`."""
         packed = stack.packed.cpu()
         size = packed.square().mean(1).sqrt()
         # No entry is larger than √m times the root mean square: all fit into half precision.
         scale = torch.where(torch.isfinite(size) & (size > 0), size, 1.0)
         values = (packed / scale[:, None]).to(STORED[self.dtype])
-        rest = (scale, stack.diagonal.cpu(), stack.row_sums.cpu(), stack.summary.cpu(), images)
-        number, digest = len(self._batches), hashlib.sha256()
-        for name, value in zip(PARTS, (values, *rest), strict=True):
-            data = value_bytes(value)
-            begin = self._file.tell()
-            self._file.write(data)
-            digest.update(data)
-            self._entries[f"{number}.{name}"] = {
-                "dtype": {torch.int64: "I64", torch.float16: "F16", torch.float32: "F32"}.get(
-                    value.dtype, "F64"
-                ),
-                "shape": list(value.shape),
-                "data_offsets": [begin, self._file.tell()],
-            }
-        self._batches.append({"n": stack.n, "sha256": digest.hexdigest()})
-        self._stack = stack
-        eps = stack.eps
-        self._eps = eps if self._eps is None else torch.maximum(self._eps, eps)
+        rest = (stack.diagonal.cpu(), stack.row_sums.cpu(), stack.summary.cpu(), images)
+        return values, scale, *rest
+
+    @contextmanager
+    def _writing(self) -> Iterator[BinaryIO]:
+        try:
+            if self._file is None:
+                self._file = os.fdopen(os.open(self._data, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+            yield self._file
+        except OSError as error:
+            raise OSError(f"cannot write {self.path}: {error.strerror or error}") from error
+
+    def state(self) -> dict:
+        """What `load` needs to go on from here; all that was written is safe on the disk."""
+        if self._file is not None:
+            with self._writing() as file:
+                file.flush()
+                os.fsync(file.fileno())
+        return {"end": self._end, "facts": self._facts, "batches": self._batches}
+
+    def load(self, state: Mapping) -> None:
+        """Go on behind what was written when the state was taken.
+
+        Raises:
+            ValueError: it is not there.
+        """
+        self._end, self._facts = state["end"], dict(state["facts"])
+        self._batches = list(state["batches"])
+        if self._data.exists() and self._data.stat().st_size >= self._end:
+            self._seen = set(self._images())
+        elif self.path.exists() and Fingerprint(self.path)._plain["batches"] == self._batches:
+            self.finished = True
+        else:
+            raise ValueError(
+                f"cannot resume: {self._data} does not hold what was measured before; remove the "
+                "state, and begin anew"
+            )
+
+    def _images(self) -> Iterator[bytes]:
+        """Which images each batch that was written holds."""
+        with open(self._data, "rb") as file:
+            for name, entry in self._entries().items():
+                if name.endswith(".images"):
+                    begin, end = entry["data_offsets"]
+                    file.seek(begin)
+                    yield file.read(end - begin)
+
+    def _entries(self) -> dict[str, dict]:
+        """What the header says of each array: its type, its shape and its place."""
+        entries, begin = {}, 0
+        layers, estimator = len(self._facts["layers"]), self._facts["estimator"]
+        for number, batch in enumerate(self._batches):
+            arrays = _arrays(layers, batch["n"], estimator, self.dtype)
+            for name, (dtype, shape) in arrays.items():
+                end = begin + math.prod(shape) * dtype.itemsize
+                entries[f"{number}.{name}"] = {
+                    "dtype": NAMES[dtype],
+                    "shape": list(shape),
+                    "data_offsets": [begin, end],
+                }
+                begin = end
+        return entries
 
     def finish(self, model: Mapping, meta: Mapping, warnings: Iterable[str]) -> None:
         """Put the file in its place; the arguments say where it comes from, and what to mind."""
-        stack = self._stack
-        plain = {
-            "layers": list(stack.layers),
-            "estimator": stack.estimator,
-            "gram": stack.gram,
-            "bandwidth": stack.bandwidth,
-            "operand": None if stack.operand is None else str(stack.operand),
+        if self.finished:
+            return
+        plain = self._facts | {
             "dtype": self.dtype,
-            "eps": self._eps.tolist(),
             "batches": self._batches,
             "model": dict(model),
             "meta": dict(meta),
@@ -148,14 +233,46 @@ class FingerprintWriter:
         text = json.dumps(array_file.plain(plain, "fingerprint"))
         header = {"schema": array_file.SCHEMA, "kind": "fingerprint", "contents": text}
         header["sha256"] = hashlib.sha256(text.encode()).hexdigest()
-        lead = {"__metadata__": {array_file.KEY: json.dumps(header)}} | self._entries
+        lead = {"__metadata__": {array_file.KEY: json.dumps(header)}} | self._entries()
         start = json.dumps(lead).encode()
         start += b" " * (-len(start) % 8)
-        self._file.flush()
-        with array_file.replacing(self.path) as file:
+        with self._writing() as data, array_file.replacing(self.path) as file:
+            data.truncate(self._end)
+            data.seek(0)
             file.write(len(start).to_bytes(8, "little") + start)
-            with open(self._data, "rb") as data:
-                shutil.copyfileobj(data, file, 1 << 24)
+            shutil.copyfileobj(data, file, 1 << 24)
+        self.finished = True
+
+
+def _arrays(
+    layers: int, n: int, estimator: str, dtype: str
+) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Type and shape of what is stored of a batch, in the order in which it lies there."""
+    shapes = (
+        (layers, packed_length(n, estimator)),
+        (layers,),
+        (layers, n),
+        (layers, n),
+        (layers, 5),
+    )
+    arrays = {name: (torch.float64, shape) for name, shape in zip(PARTS, shapes, strict=False)}
+    arrays["packed"] = (STORED[dtype], shapes[0])
+    return arrays | {"images": (torch.int64, (n,))}
+
+
+def _joined(facts: Mapping, stack: GramStack) -> dict:
+    """What holds of all batches, with one more."""
+    eps = stack.eps.tolist()
+    known = {
+        "layers": list(stack.layers),
+        "estimator": stack.estimator,
+        "gram": stack.gram,
+        "bandwidth": stack.bandwidth,
+        "operand": None if stack.operand is None else str(stack.operand),
+    }
+    before = facts["eps"] or eps
+    largest = [list(map(max, *rows)) for rows in zip(before, eps, strict=True)]
+    return known | {"eps": largest}
 
 
 class Fingerprint:

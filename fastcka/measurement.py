@@ -17,6 +17,7 @@ from fastcka.distributed import Share
 from fastcka.fingerprints import Measured
 from fastcka.gram_stack import GramStack
 from fastcka.interrupts import Interrupts
+from fastcka.keeping import Keeper
 from fastcka.options import check_whole_number
 from fastcka.participant import Inputs, Participant, autocast_name
 from fastcka.result import CKAResult, CKAResults
@@ -37,12 +38,12 @@ def measure(
     many: bool,
     checkpoint: Checkpoint | None,
     share: Share,
-    watch: Callable[[object, list[slice], list], None] | None = None,
+    keep: Keeper | None = None,
     **options,
 ) -> CKAResult | CKAResults:
     """Run the models over the data; `options` are those of `MinibatchCKA`.
 
-    `watch` is given each batch, its parts, and the Gram matrices of each, by model.
+    `keep` takes the Gram matrices of each batch.
     """
     if n is not None:
         check_whole_number("n", n, SMALLEST_BATCH)
@@ -50,7 +51,7 @@ def measure(
     sums = _Sums(participants, many, options)
     course = Course(data, n, passes, share, watched=checkpoint is not None or share.ranks > 1)
     account = Account(participants, course)
-    state = _State(participants, course, account, sums, checkpoint)
+    state = _State(participants, course, account, sums, checkpoint, keep)
     _warn(account.before)
     with Interrupts() as interrupts:
         try:
@@ -58,16 +59,18 @@ def measure(
             with ExitStack() as stack:
                 for participant in participants:
                     stack.enter_context(participant.ready())
-                for turn, number, batch in course.batches(sums.examples, progress):
+                for turn, number, batch in state.batches(progress):
                     inputs = sums.inputs(batch)
                     parts = course.slices(_common_size(inputs))
+                    images = keep and keep.images(batch, parts[-1].stop)
                     stacks = sums.stacks(batch, inputs, parts, number)
-                    if watch is not None:
-                        watch(batch, parts, stacks)
-                    with interrupts.after(), state.changing():
-                        sums.add(parts, stacks, partial(course.index, number))
-                        account.see(batch, parts)
-                        course.done(turn, number)
+                    with interrupts.after():
+                        if keep is not None:
+                            keep.add(images, parts, stacks)
+                        with state.changing():
+                            sums.add(parts, stacks, partial(course.index, number))
+                            account.see(batch, parts)
+                            course.done(turn, number)
                     for notice in sums.notices:
                         account.note(notice)
                     state.save_if_due()
@@ -111,9 +114,10 @@ class _State:
         account: Account,
         sums: "_Sums",
         checkpoint: Checkpoint | None,
+        keep: Keeper | None,
     ):
         self.participants, self.course, self.account = participants, course, account
-        self.sums, self.checkpoint = sums, checkpoint
+        self.sums, self.checkpoint, self.keep = sums, checkpoint, keep
         self._identity: dict = {}
         self._whole = True  # False where an error came in the middle of adding up
 
@@ -133,6 +137,7 @@ class _State:
             "passes": self.course.passes,
             "autocast": autocast_name(self.participants),
             "processes": share.ranks,
+            "kept": self.keep and self.keep.identity(),
         }
         for rank, theirs in enumerate(share.everyone(self._identity)):
             if found := difference(self._identity, theirs):
@@ -158,10 +163,17 @@ class _State:
                     "there"
                 )
             with self.changing():
+                if self.keep is not None:
+                    self.keep.load(plain["kept"])
                 self.sums.load([(plain["sums"], tensors)])
                 self.course.load(plain["course"])
                 self.account.merge(plain["account"])
                 self.account.resumed(plain["sums"]["counts"])
+
+    def batches(self, progress: bool) -> Iterator[tuple[int, int, object]]:
+        """Those that are to be run; none where all that is kept is there."""
+        if self.keep is None or not self.keep.finished:
+            yield from self.course.batches(self.sums.examples, progress)
 
     @contextmanager
     def changing(self) -> Iterator[None]:
@@ -184,6 +196,7 @@ class _State:
             "course": self.course.state(),
             "account": self.account.state(),
             "sums": sums,
+            "kept": self.keep and self.keep.state(),
         }
         self.checkpoint.save(plain, tensors)
 

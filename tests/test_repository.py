@@ -31,7 +31,7 @@ ORDER = [
     ["functional", "streaming"],
     ["participant", "distributed"],
     ["course", "fingerprints"],
-    ["account", "arguments"],
+    ["account", "arguments", "keeping"],
     ["measurement"],
     ["comparison", "fingerprinting"],
     ["info", "summary", "launch", "output_folder"],
