@@ -12,6 +12,7 @@ from fastcka.data.labels import labels
 from fastcka.data.loaders import sampler
 from fastcka.data.shuffling import ClassMixing, unshuffled
 from fastcka.fingerprints import Measured
+from fastcka.logbook import Logbook
 from fastcka.participant import Participant, autocast_name
 from fastcka.provenance import provenance
 from fastcka.result import CKAResult
@@ -31,6 +32,8 @@ class Account:
         self.participants, self.loaders = participants, course.loaders
         unlike = (told for loader in self.loaders for told in unshuffled(loader))
         self.before = tuple(dict.fromkeys(unlike))
+        # Of batches that were run before, others have seen what there is to see.
+        self._known = course.data.account if isinstance(course.data, Logbook) else None
         self._mixing = ClassMixing()
         self._copies = 0  # images that stand in their CKA batch a second time
         self._notices: dict[str, None] = {}  # of earlier runs and other processes
@@ -39,6 +42,7 @@ class Account:
             "passes": course.passes,
             "autocast": autocast_name(participants),
             "processes": course.share.ranks,
+            "one_by_one": isinstance(course.data, Logbook),
         }
         self.data()  # now: after hours, or an error, the files may be gone
 
@@ -58,6 +62,8 @@ class Account:
 
     def see(self, batch, parts: list[slice]) -> None:
         """Watch the classes of a batch."""
+        if self._known is not None:
+            return
         known = labels(batch if len(self.loaders) == 1 else batch[0])
         if known is not None and len(known) == parts[-1].stop:
             for part in parts:
@@ -105,6 +111,8 @@ class Account:
         self, results: dict[tuple[str, ...], CKAResult]
     ) -> dict[tuple[str, ...], CKAResult]:
         """The results with warnings, and with where they come from."""
+        if self._known is not None:
+            self.merge(self._known)
         after = self.state()["notices"] + self._mixing.warnings()
         for images in self._images():
             after += images.notices()

@@ -13,14 +13,19 @@ from fastcka.distributed import Share
 from fastcka.fingerprints import SUFFIX, Fingerprint
 
 
-def check_model(name: str, model, optional: bool = False) -> None:
+def check_model(name: str, model, optional: bool = False, made: bool = False) -> None:
+    """A network or a fingerprint; `optional` allows None, and `made` a function that makes one."""
     if isinstance(model, (nn.Module, Fingerprint)) or (optional and model is None):
+        return
+    if made and callable(model):
         return
     hint = (
         "; the data are given by name: compare(model, data=...)"
         if isinstance(model, Iterable) and not isinstance(model, (str, Mapping))
         else f"; timm.create_model makes one of a name, and a path ends in {SUFFIX}"
         if isinstance(model, str)
+        else "; one that makes a model needs `one_by_one`"
+        if callable(model)
         else ""
     )
     raise TypeError(f"`{name}` must be a torch.nn.Module, but is {type(model).__name__}{hint}")

@@ -74,6 +74,11 @@ def _add_compare(commands) -> None:
     add = _add_models(parser)
     add("--layers-a", nargs="+", metavar="LAYER", help="of the first model alone")
     add("--layers-b", nargs="+", metavar="LAYER", help="of the second model alone")
+    add(
+        "--one-by-one",
+        action="store_true",
+        help="run each model alone, where they do not fit together; needs room on the disk",
+    )
     add = _add_measure(parser)
     add(
         "--weighting",

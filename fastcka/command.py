@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from fastcka import models
@@ -33,17 +34,21 @@ def is_this(command: str) -> bool:
     ]
 
 
-def networks(
+def makers(
     options: argparse.Namespace, names: Sequence[str], labels: Sequence[str]
-) -> dict[str, Network]:
-    """The networks of these names, by label."""
-    networks = {}
+) -> dict[str, Callable[[], Network]]:
+    """What loads the networks of these names, by label."""
+    makers = {}
     for place, (label, name) in enumerate(zip(labels, names, strict=True)):
         # A model that is named twice is two networks: the second has weights of its own.
         seed = options.seed + names[:place].count(name)
-        networks[label] = models.load(
-            name, pretrained=options.pretrained, seed=seed, img_size=options.img_size
+        makers[label] = partial(
+            models.load, name, pretrained=options.pretrained, seed=seed, img_size=options.img_size
         )
+    return makers
+
+
+def tell_untrained(options: argparse.Namespace, networks: dict[str, Network]) -> None:
     untrained = [
         label
         for label, network in networks.items()
@@ -51,7 +56,6 @@ def networks(
     ]
     if untrained:
         tell(options, f"untrained, for want of --pretrained or NAME@FILE: {', '.join(untrained)}")
-    return networks
 
 
 def images(

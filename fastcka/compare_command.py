@@ -4,21 +4,26 @@ import argparse
 import json
 import re
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from torch import nn
+
 from fastcka import models
-from fastcka.checkpoint import states
+from fastcka.capture import Capture
+from fastcka.checkpoint import forget, states
 from fastcka.command import (
     RESULTS,
     check_used,
     images,
     is_this,
+    makers,
     measure_options,
-    networks,
     own_warnings,
     tell,
+    tell_untrained,
     view,
 )
 from fastcka.comparison import compare, compare_many
@@ -27,6 +32,7 @@ from fastcka.distributed import Share
 from fastcka.fingerprints import SUFFIX, Fingerprint
 from fastcka.launch import processes
 from fastcka.models import Network
+from fastcka.one_by_one import check_room, room
 from fastcka.output_folder import output_folder
 from fastcka.result import CKAResult, CKAResults
 from fastcka.summary import in_words, summary
@@ -88,17 +94,7 @@ def _run(
     folder: Path,
     share: Share,
 ) -> None:
-    named = dict(zip(labels, options.models, strict=True))
-    measured = {label: Fingerprint(name) for label, name in named.items() if _is_measured(name)}
-    to_run = [label for label in labels if label not in measured]
-    everyone = networks(options, [named[label] for label in to_run], to_run)
-    if not to_run and any((options.data, options.max_images, options.generate)):
-        raise ValueError("fingerprints hold their images: leave out --data and what chooses of it")
-    chosen = dict(zip(labels, (options.layers_a, options.layers_b), strict=False))
-    if any(chosen.get(label) for label in measured) or (not to_run and options.layers != BLOCKS):
-        raise ValueError("the layers of a fingerprint are those that were stored: leave them out")
-    data = images(options, folder, everyone, share) if to_run else None
-    everyone = {label: measured.get(label) or everyone[label] for label in labels}
+    everyone, data = _everyone(options, labels, layers, folder, share)
     if options.resume and not states(folder / STATE):
         tell(options, f"there is nothing to resume in {folder}: begins at the start")
     started = time.perf_counter()
@@ -109,15 +105,77 @@ def _run(
             if hasattr(error, "partial") and share.rank == 0:
                 path = _named(error.partial, everyone).save(folder / PARTIAL)
                 tell(options, f"what was measured until then is in {path}; --resume goes on")
+            elif states(folder / STATE):
+                tell(options, f"what was measured until then is in {folder}; --resume goes on")
             raise
+    result = _named(result, everyone)
     seconds = time.perf_counter() - started
     if share.rank == 0:
         _write(options, folder, result)
-        for left in (folder / PARTIAL, *(path for *_, path in states(folder / STATE))):
-            left.unlink(missing_ok=True)
+        (folder / PARTIAL).unlink(missing_ok=True)
+        forget(folder / STATE)
     if not options.quiet:
         print(in_words(result))
         print(f"{seconds:.1f} s; {', '.join((RESULT, *FIGURES, SUMMARY))} are in {folder}")
+
+
+def _everyone(
+    options: argparse.Namespace,
+    labels: list[str],
+    layers: dict[str, list[str]],
+    folder: Path,
+    share: Share,
+) -> tuple[dict[str, "_Runs | Fingerprint"], ImageBatches | None]:
+    """Who takes part, by label, and the images for those that run."""
+    named = dict(zip(labels, options.models, strict=True))
+    measured = {label: Fingerprint(name) for label, name in named.items() if _is_measured(name)}
+    to_run = [label for label in labels if label not in measured]
+    make = makers(options, [named[label] for label in to_run], to_run)
+    running = {
+        label: _Runs.seen(one, layers[label], label, options.one_by_one)
+        for label, one in make.items()
+    }
+    known = {label: one.network for label, one in running.items()}
+    tell_untrained(options, known)
+    if not to_run and any((options.data, options.max_images, options.generate)):
+        raise ValueError("fingerprints hold their images: leave out --data and what chooses of it")
+    chosen = dict(zip(labels, (options.layers_a, options.layers_b), strict=False))
+    if any(chosen.get(label) for label in measured) or (not to_run and options.layers != BLOCKS):
+        raise ValueError("the layers of a fingerprint are those that were stored: leave them out")
+    data = images(options, folder, known, share) if to_run else None
+    if options.one_by_one and to_run:
+        _check_room(options, [one.layers for one in running.values()], data, folder)
+    return {label: measured.get(label) or running[label] for label in labels}, data
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """A model that runs: what is known of it, the module or what makes it, and its layers."""
+
+    network: Network
+    module: nn.Module | Callable[[], nn.Module]
+    layers: int = 0
+
+    @classmethod
+    def seen(cls, make: Callable[[], Network], layers: list[str], label: str, again: bool):
+        """Made once; to be made `again` when its turn comes, so that it need not stay."""
+        network = make()
+        if not again:
+            return cls(network, network.module)
+        count = len(Capture(network.module, layers, label).wanted)
+        return cls(replace(network, module=None), lambda: make().module, count)
+
+
+def _check_room(
+    options: argparse.Namespace, layers: list[int], data: ImageBatches, folder: Path
+) -> None:
+    """Tell what `--one-by-one` takes on the disk, before anything runs."""
+    n = options.n or options.batch_size
+    batches = len(data) * options.passes * max(1, options.batch_size // n)
+    need = room(layers, [n], options.estimator) * batches
+    tell(options, f"one by one: up to {need / 1e6:,.1f} MB in {folder} until all are compared")
+    if not states(folder / STATE):  # of which a part is there
+        check_room(folder, need)
 
 
 def _layers(options: argparse.Namespace, labels: list[str]) -> dict[str, list[str]]:
@@ -136,7 +194,7 @@ def _is_measured(name: str) -> bool:
 
 def _measure(
     options: argparse.Namespace,
-    everyone: dict[str, Network | Fingerprint],
+    everyone: dict[str, _Runs | Fingerprint],
     layers: dict[str, list[str]],
     data: ImageBatches | None,
     folder: Path,
@@ -151,34 +209,33 @@ def _measure(
         "resume": True,  # a state that is there has been agreed to
         "save_every": options.save_every,
         "distributed": share.ranks > 1,
+        "one_by_one": options.one_by_one,
     }
-    views = {label: view(label) for label, one in everyone.items() if isinstance(one, Network)}
-    modules = {
-        label: one.module if isinstance(one, Network) else one for label, one in everyone.items()
+    views = {label: view(label) for label, one in everyone.items() if isinstance(one, _Runs)}
+    taking_part = {
+        label: one.module if isinstance(one, _Runs) else one for label, one in everyone.items()
     }
-    if len(modules) > 2:
-        result = compare_many(modules, data, layers=layers, inputs=views, **common)
-    else:
-        a, b = [*modules, None][:2]
-        second = {"layers_b": layers[b], "input_b": views[b]} if b in views else {}
-        result = compare(
-            modules[a],
-            modules.get(b),
-            data,
-            layers_a=layers[a],
-            input_a=views.get(a),
-            **second,
-            **common,
-        )
-    return _named(result, everyone)
+    if len(taking_part) > 2:
+        return compare_many(taking_part, data, layers=layers, inputs=views, **common)
+    a, b = [*taking_part, None][:2]
+    second = {"layers_b": layers[b], "input_b": views[b]} if b in views else {}
+    return compare(
+        taking_part[a],
+        taking_part.get(b),
+        data,
+        layers_a=layers[a],
+        input_a=views.get(a),
+        **second,
+        **common,
+    )
 
 
 def _named(
-    result: CKAResult | CKAResults, everyone: dict[str, Network | Fingerprint]
+    result: CKAResult | CKAResults, everyone: dict[str, _Runs | Fingerprint]
 ) -> CKAResult | CKAResults:
     """What is known of the weights goes with what was seen of the models."""
     facts = {
-        label: (one.provenance if isinstance(one, Network) else one.model) | {"name": label}
+        label: (one.network.provenance if isinstance(one, _Runs) else one.model) | {"name": label}
         for label, one in everyone.items()
     }
     if isinstance(result, CKAResults):

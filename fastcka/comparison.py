@@ -3,6 +3,7 @@
 import numbers
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from operator import itemgetter
 
 import torch
@@ -16,14 +17,15 @@ from fastcka.distributed import Share, shared
 from fastcka.fingerprints import SUFFIX, Fingerprint, Measured, MeasuredBatches
 from fastcka.kernels.operations import operand_dtype
 from fastcka.measurement import measure
+from fastcka.one_by_one import InTurn, all_together, each_alone
 from fastcka.participant import Participant, autocast_dtype
 from fastcka.permutation import PERMUTATIONS
 from fastcka.result import CKAResult, CKAResults
 
 
 def compare(
-    model_a: nn.Module | Fingerprint | str | os.PathLike,
-    model_b: nn.Module | Fingerprint | str | os.PathLike | None = None,
+    model_a: nn.Module | Callable | Fingerprint | str | os.PathLike,
+    model_b: nn.Module | Callable | Fingerprint | str | os.PathLike | None = None,
     data: Iterable | None = None,
     *,
     data_b: Iterable | None = None,
@@ -51,6 +53,7 @@ def compare(
     save_every: float = 300.0,
     distributed: bool = False,
     ids: Callable | None = None,
+    one_by_one: bool = False,
 ) -> CKAResult:
     """Measure CKA between all layers of two models, or of one with itself, in one pass of the data.
 
@@ -96,6 +99,12 @@ def compare(
             of `data`, runs a part of the batches, and returns the whole result.
         ids: from a batch to a name or number of each of its images, to find them in a fingerprint;
             `fastcka.data.ImageBatches` say it themselves. Two fingerprints need no data.
+        one_by_one: for models that do not fit together. Each runs alone over all of `data`, and
+            leaves its Gram matrices on disk until they are compared; the numbers are the same, to
+            the bit on the same device. Models may be given as functions that make them, called when
+            their turn comes. `data` are read once a model and must give the same batches each time.
+            Takes 4·n bytes an image and layer beside `checkpoint`, or without one in the folder for
+            temporary files, and as much again for the largest model.
 
     Returns:
         `CKAResult`; its `meta` holds all that the numbers depend on.
@@ -106,6 +115,7 @@ def compare(
         ValueError: what is resumed is another comparison, or its file is damaged.
         FileExistsError: `checkpoint` is there, and `resume` is not asked for.
         RuntimeError: `distributed` without several processes, or one of them did not finish.
+        OSError: the disk has no room for what `one_by_one` leaves there.
 
     Whatever ends a comparison midway, an error of the data, of a model, or an interrupt, bears what
     was measured until then as its attribute `partial`.
@@ -122,7 +132,7 @@ def compare(
     """
     model_a, model_b = _opened(model_a), _opened(model_b)
     for name, model in (("model_a", model_a), ("model_b", model_b)):
-        check_model(name, model, optional=name == "model_b")
+        check_model(name, model, optional=name == "model_b", made=one_by_one)
     models = [model for model in (model_a, model_b) if model is not None]
     data = _data_for(models, data)
     if model_b is None and not (layers_b is data_b is input_b is forward_b is None):
@@ -133,26 +143,28 @@ def compare(
     _check_unused("model_b", model_b, layers_b=layers_b, input_b=input_b, forward_b=forward_b)
     if isinstance(data, MeasuredBatches) and layers_a != as_items("blocks"):
         raise ValueError("`layers_a` does nothing: the layers of fingerprints are those stored")
-    ids = None if isinstance(data, MeasuredBatches) else ids
-    stored = {"ids": ids, "operand": operand_dtype(operand), "device": _device(models, device)}
+    stored = {
+        "ids": None if isinstance(data, MeasuredBatches) or one_by_one else ids,
+        "operand": operand_dtype(operand),
+        "device": _device(models, device),
+    }
     common = {"autocast": autocast_dtype(autocast), "device": device}
     pick_a = pick_b = None
     if data_b is not None:
         check_data(data_b, "data_b")
         data, pick_a, pick_b = Paired(data, data_b), itemgetter(0), itemgetter(1)
-    a = (
+    taking_part = [
         Measured("a", model_a, **stored)
         if isinstance(model_a, Fingerprint)
-        else Participant(
+        else _in_turn(
             "a", model_a, layers_a, pick=pick_a, prepare=input_a, forward=forward_a, **common
         )
-    )
-    participants = [a]
+    ]
     if isinstance(model_b, Fingerprint):
-        participants.append(Measured("b", model_b, **stored))
+        taking_part.append(Measured("b", model_b, **stored))
     elif model_b is not None:
         try:
-            b = Participant(
+            b = _in_turn(
                 "b",
                 model_b,
                 layers_a if layers_b is None else layers_b,
@@ -165,28 +177,26 @@ def compare(
             if layers_b is None:
                 error.add_note("`layers_b` was not given and is as `layers_a`")
             raise
-        participants.append(b)
-    return measure(
-        participants,
-        data,
-        n=n,
-        passes=passes,
-        progress=progress,
-        **_course(checkpoint, resume, save_every, distributed),
-        many=False,
-        estimator=estimator,
-        weighting=weighting,
-        gram=gram,
-        bandwidth=bandwidth,
-        operand=operand,
-        permutations=_permutations(calibrate, passes),
-        also=also,
-        backend=backend,
-    )
+        taking_part.append(b)
+    course = {"n": n, "passes": passes, "progress": progress}
+    course |= _course(checkpoint, resume, save_every, distributed)
+    options = {
+        "estimator": estimator,
+        "weighting": weighting,
+        "gram": gram,
+        "bandwidth": bandwidth,
+        "operand": operand,
+        "permutations": _permutations(calibrate, passes),
+        "also": also,
+        "backend": backend,
+    }
+    way = partial(each_alone, ids=ids, **course, **options) if one_by_one else all_together
+    with way(taking_part, data, checkpoint=course["checkpoint"]) as (participants, batches):
+        return measure(participants, batches, **course, many=False, **options)
 
 
 def compare_many(
-    models: Mapping[str, nn.Module | Fingerprint | str | os.PathLike],
+    models: Mapping[str, nn.Module | Callable | Fingerprint | str | os.PathLike],
     data: Iterable | None = None,
     *,
     layers="blocks",
@@ -210,10 +220,12 @@ def compare_many(
     save_every: float = 300.0,
     distributed: bool = False,
     ids: Callable | None = None,
+    one_by_one: bool = False,
 ) -> CKAResults:
     """Measure CKA between every layer of any number of models in one pass of the data.
 
-    Each model runs once a batch, however many pairs it is part of.
+    Each model runs once a batch, however many pairs it is part of; with `one_by_one`, each in a
+    pass of its own.
 
     Args:
         models: networks or fingerprints by name.
@@ -240,11 +252,11 @@ def compare_many(
         )
     models = {name: _opened(model) for name, model in models.items()}
     for name, model in models.items():
-        check_model(f"models[{name!r}]", model)
+        check_model(f"models[{name!r}]", model, made=one_by_one)
     data = _data_for(list(models.values()), data)
     _check_stored(list(models.values()), estimator, gram, bandwidth, passes)
     stored = {
-        "ids": None if isinstance(data, MeasuredBatches) else ids,
+        "ids": None if isinstance(data, MeasuredBatches) or one_by_one else ids,
         "operand": operand_dtype(operand),
         "device": _device(list(models.values()), device),
     }
@@ -255,10 +267,10 @@ def compare_many(
         strange = set(given) - set(models) if isinstance(given, Mapping) else None
         if strange:
             raise ValueError(f"`{argument}` names {sorted(strange)}, which `models` does not")
-    participants = [
+    taking_part = [
         Measured(name, model, name=name, **stored)
         if isinstance(model, Fingerprint)
-        else Participant(
+        else _in_turn(
             name,
             model,
             layers.get(name, "blocks") if isinstance(layers, Mapping) else as_items(layers),
@@ -270,23 +282,39 @@ def compare_many(
         )
         for name, model in models.items()
     ]
-    return measure(
-        participants,
-        data,
-        n=n,
-        passes=passes,
-        progress=progress,
-        **_course(checkpoint, resume, save_every, distributed),
-        many=True,
-        estimator=estimator,
-        weighting=weighting,
-        gram=gram,
-        bandwidth=bandwidth,
-        operand=operand,
-        permutations=_permutations(calibrate, passes),
-        also=also,
-        backend=backend,
-    )
+    course = {"n": n, "passes": passes, "progress": progress}
+    course |= _course(checkpoint, resume, save_every, distributed)
+    options = {
+        "estimator": estimator,
+        "weighting": weighting,
+        "gram": gram,
+        "bandwidth": bandwidth,
+        "operand": operand,
+        "permutations": _permutations(calibrate, passes),
+        "also": also,
+        "backend": backend,
+    }
+    way = partial(each_alone, ids=ids, **course, **options) if one_by_one else all_together
+    with way(taking_part, data, checkpoint=course["checkpoint"]) as (participants, batches):
+        return measure(participants, batches, **course, many=True, **options)
+
+
+def _in_turn(label: str, model: nn.Module | Callable, layers, **options) -> InTurn:
+    """A model as it takes part; what is there already is checked already."""
+    if not isinstance(model, nn.Module):
+        return InTurn(label, lambda: Participant(label, _made(label, model), layers, **options))
+    participant = Participant(label, model, layers, **options)
+    return InTurn(label, lambda: participant, len(participant.capture.wanted))
+
+
+def _made(label: str, make: Callable) -> nn.Module:
+    model = make()
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"the function that makes model {label!r} must return a torch.nn.Module, but returned "
+            f"{type(model).__name__}"
+        )
+    return model
 
 
 def _opened(model):
@@ -331,7 +359,7 @@ def _device(models: list, device: torch.device | str | None) -> torch.device | s
     """Where the Gram matrices of those that run are."""
     if device is not None:
         return device
-    networks = (model for model in models if not isinstance(model, Fingerprint))
+    networks = (model for model in models if isinstance(model, nn.Module))
     return next((value.device for network in networks for value in network.parameters()), "cpu")
 
 

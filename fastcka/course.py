@@ -8,6 +8,7 @@ from fastcka.data.images import ImageBatches
 from fastcka.data.loaders import length, sampler
 from fastcka.data.pairing import Paired
 from fastcka.distributed import Share
+from fastcka.logbook import Logbook
 from fastcka.streaming import BLOCKS
 from fastcka.trail import Trail
 
@@ -19,7 +20,7 @@ class Course:
     behind or another process's is let by; a digest shows whether they are still the same.
 
     Args:
-        data: batches, or two loaders of them as `Paired`.
+        data: batches, or two loaders of them as `Paired`, or a `Logbook` of batches that were run.
         n: images in a CKA batch; None is all of a batch.
         passes: over the data.
         share: of this process.
@@ -33,23 +34,29 @@ class Course:
     def __init__(self, data: Iterable, n: int | None, passes: int, share: Share, watched: bool):
         self.data, self.n, self.passes, self.share = data, n, passes, share
         self.loaders = (data.a, data.b) if isinstance(data, Paired) else (data,)
+        self._read = self.loaders
+        if isinstance(data, Logbook):
+            self.loaders, self._read = data.loaders, (data,)
         if passes > 1 and any(isinstance(loader, Iterator) for loader in self.loaders):
             raise ValueError(
                 f"`passes` is {passes}, but an iterator can be read once; give a list or a loader"
             )
-        self._positioned = isinstance(data, ImageBatches)
+        self._positioned = isinstance(data, (ImageBatches, Logbook))
         self.watched = watched
         self._trail = Trail() if watched and not self._positioned else None
         self._next = (0, 0)  # pass and number of the batch behind the last one that was run
         self._behind = ""  # digest of all until there
+        self._seen = ""  # of all that went by, when all of them have
         self._size = getattr(self.loaders[0], "batch_size", None)
         self._lengths = [length(loader) for loader in self.loaders]
         self.blocks: int | None = None
-        if self._positioned:
+        if isinstance(data, Logbook):
+            self.blocks = data.blocks
+        elif self._positioned:
             self._learn(self._size)
 
     def batches(
-        self, size_of: Callable[[object], int], progress: bool
+        self, size_of: Callable[[object], int], progress: bool | str
     ) -> Iterator[tuple[int, int, object]]:
         """Pass, number and batch of each that is to be run, and a bar that shows them go by."""
         begin = self._next
@@ -75,15 +82,17 @@ class Course:
                 f"cannot resume: {begin[1]} batches of pass {begin[0] + 1} were read before, but "
                 "now `data` gives fewer"
             )
+        self._seen = self._trail.digest if self._trail is not None else ""
 
-    def _bar(self, total: int | None, progress: bool):
+    def _bar(self, total: int | None, progress: bool | str):
         from tqdm import tqdm
 
         shown = progress and self.share.rank == 0
-        return tqdm(total=total, desc="comparing", unit="batch", disable=None if shown else True)
+        what = progress if isinstance(progress, str) else "comparing"
+        return tqdm(total=total, desc=what, unit="batch", disable=None if shown else True)
 
     def _set_epoch(self, turn: int) -> None:
-        for loader in self.loaders:
+        for loader in self._read:
             if hasattr(loader, "set_epoch"):
                 loader.set_epoch(turn)
 
@@ -144,15 +153,17 @@ class Course:
         self._behind = self._trail.digest if self._trail is not None else ""
 
     def state(self) -> dict:
-        return {"next": list(self._next), "behind": self._behind}
+        known = {"behind": self._behind, "seen": self._seen, "blocks": self.blocks}
+        return {"next": list(self._next)} | known
 
     def load(self, state: Mapping) -> None:
         """Begin behind what was done when the state was taken."""
         self._next, self._behind = tuple(state["next"]), state["behind"]
+        self._seen, self.blocks = state["seen"], state["blocks"]
 
     def seen(self) -> str:
         """The digest of all batches that went by, whoever ran them."""
-        return self._trail.digest if self._trail is not None else ""
+        return self._seen
 
     def _check_trail(self) -> None:
         if self._trail is not None and self._trail.digest != self._behind:

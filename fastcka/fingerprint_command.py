@@ -10,10 +10,11 @@ from fastcka.command import (
     check_used,
     images,
     is_this,
+    makers,
     measure_options,
-    networks,
     own_warnings,
     tell,
+    tell_untrained,
     view,
 )
 from fastcka.distributed import Share
@@ -74,7 +75,8 @@ def _forget(state: Path) -> None:
 
 
 def _run(options: argparse.Namespace, label: str, path: Path, state: Path) -> None:
-    loaded = networks(options, [options.model], [label])
+    loaded = {label: makers(options, [options.model], [label])[label]()}
+    tell_untrained(options, loaded)
     data = images(options, path.parent, loaded, Share())
     with own_warnings(options):
         try:

@@ -51,8 +51,8 @@ def fingerprint(
         ids: from a batch to a name or number of each of its images, by which they are known again:
             a function of the batch alone. `fastcka.data.ImageBatches` give the hashes of their
             files.
-        dtype: of the stored entries, "fp32" or "fp16"; halves the file, and changes CKA by 2e-4 at
-            most in batches of 32 and more.
+        dtype: of the stored entries, "fp32", "fp16", which halves the file and changes CKA by 2e-4
+            at most in batches of 32 and more, or "fp64", which doubles it and changes nothing.
         about: what results shall say of the model, such as {"name": ..., "weights": ...}.
         checkpoint, resume, save_every: as in `compare`. Beside the state lies, in a file that ends
             in .data, what was measured, until the fingerprint is there; the state stays.
@@ -94,7 +94,7 @@ def fingerprint(
     state = checkpoint_of(checkpoint, resume, save_every, Share())
     data_file = None if state is None else data_of(state.path)
     with FingerprintWriter(path, dtype, data_file) as writer:
-        result = measure(
+        measure(
             [participant],
             data,
             n=n,
@@ -103,13 +103,11 @@ def fingerprint(
             checkpoint=state,
             share=Share(),
             many=False,
-            keep=Keeper(writer, ids),
+            keep=Keeper(writer, ids, about),
             estimator=estimator,
             gram=gram,
             bandwidth=bandwidth,
             operand=operand,
             backend=backend,
         )
-        meta = {key: value for key, value in result.meta.items() if key != "models"}
-        writer.finish(result.meta["models"]["a"] | about, meta, result.warnings)
     return Fingerprint(path)

@@ -2,7 +2,8 @@
 
 A safetensors file, read by memory map. Of CKA batch b, with L layers and n images:
 
-    b.packed    [L, m] float32 or float16, each layer divided by b.scale    b.scale    [L] float64
+    b.packed    [L, m] float32 or float16, each layer divided by b.scale, or float64, which is not
+    b.scale     [L] float64
     b.diagonal  [L, n] float64       b.row_sums [L, n] float64       b.summary  [L, 5] float64
     b.images    [n] int64: which images, in their order
 
@@ -26,11 +27,14 @@ from fastcka import array_file
 from fastcka.conditioning import CENTRED
 from fastcka.gram_stack import GramStack
 from fastcka.kernels import packed_length
+from fastcka.options import check_choice
 from fastcka.participant import Inputs
 from fastcka.trail import value_bytes
 
 SUFFIX = ".fp"
-STORED = {"fp32": torch.float32, "fp16": torch.float16}
+# As they were computed: what is compared from disk has the bits of what was not.
+EXACT = "fp64"
+STORED = {"fp32": torch.float32, "fp16": torch.float16, EXACT: torch.float64}
 # Of types, as safetensors has them.
 NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.int64: "I64"}
 PARTS = ("packed", "scale", "diagonal", "row_sums", "summary", "images")
@@ -75,7 +79,7 @@ class FingerprintWriter:
     """Writes batches to disk as they come; the file appears, whole, when all is there.
 
     Args:
-        path: of the file. dtype: "fp32" or "fp16", of the packed matrices.
+        path: of the file. dtype: "fp32", "fp16" or "fp64", of the packed matrices.
         data: where the batches are until then. One that is named stays after an error, for `load`
             to go on behind what it holds; None is one that does not.
 
@@ -89,8 +93,7 @@ class FingerprintWriter:
         dtype: str = "fp32",
         data: str | os.PathLike | None = None,
     ):
-        if dtype not in STORED:
-            raise ValueError(f"`dtype` must be 'fp32' or 'fp16', but is {dtype!r}")
+        check_choice("dtype", dtype, tuple(STORED))
         self.path, self.dtype, self.finished = Path(path), dtype, False
         if not self.path.parent.is_dir():
             raise FileNotFoundError(
@@ -154,7 +157,8 @@ class FingerprintWriter:
         packed = stack.packed.cpu()
         size = packed.square().mean(1).sqrt()
         # No entry is larger than √m times the root mean square: all fit into half precision.
-        scale = torch.where(torch.isfinite(size) & (size > 0), size, 1.0)
+        scaled = torch.isfinite(size) & (size > 0) & (self.dtype != EXACT)
+        scale = torch.where(scaled, size, 1.0)
         values = (packed / scale[:, None]).to(STORED[self.dtype])
         rest = (stack.diagonal.cpu(), stack.row_sums.cpu(), stack.summary.cpu(), images)
         return values, scale, *rest
@@ -176,23 +180,35 @@ class FingerprintWriter:
                 os.fsync(file.fileno())
         return {"end": self._end, "facts": self._facts, "batches": self._batches}
 
-    def load(self, state: Mapping) -> None:
+    def load(self, state: Mapping, read: bool = False) -> None:
         """Go on behind what was written when the state was taken.
 
+        Args:
+            read: the file was there, has been read, and may be gone.
+
         Raises:
-            ValueError: it is not there.
+            ValueError: what was written is not there.
         """
         self._end, self._facts = state["end"], dict(state["facts"])
         self._batches = list(state["batches"])
         if self._data.exists() and self._data.stat().st_size >= self._end:
             self._seen = set(self._images())
-        elif self.path.exists() and Fingerprint(self.path)._plain["batches"] == self._batches:
+        elif read or self._is_there():
             self.finished = True
         else:
             raise ValueError(
                 f"cannot resume: {self._data} does not hold what was measured before; remove the "
                 "state, and begin anew"
             )
+
+    def _is_there(self) -> bool:
+        """Whether all that was measured has been put in its place."""
+        return self.path.exists() and Fingerprint(self.path)._plain["batches"] == self._batches
+
+    @property
+    def layers(self) -> list[str]:
+        """Of the batches so far; none where there were none."""
+        return self._facts["layers"]
 
     def _images(self) -> Iterator[bytes]:
         """Which images each batch that was written holds."""
@@ -258,6 +274,12 @@ def _arrays(
     arrays = {name: (torch.float64, shape) for name, shape in zip(PARTS, shapes, strict=False)}
     arrays["packed"] = (STORED[dtype], shapes[0])
     return arrays | {"images": (torch.int64, (n,))}
+
+
+def stored_bytes(layers: int, n: int, estimator: str, dtype: str) -> int:
+    """What a CKA batch of n images takes on disk."""
+    arrays = _arrays(layers, n, estimator, dtype).values()
+    return sum(math.prod(shape) * dtype.itemsize for dtype, shape in arrays)
 
 
 def _joined(facts: Mapping, stack: GramStack) -> dict:
@@ -378,7 +400,8 @@ class Fingerprint:
         stack.diagonal.copy_(parts["diagonal"])
         stack.row_sums.copy_(parts["row_sums"])
         stack.summary.copy_(parts["summary"])
-        stack.summary[:, CENTRED] = stack.packed.square().sum(1)  # of the digits that were kept
+        if self._plain["dtype"] != EXACT:  # of the digits that were kept
+            stack.summary[:, CENTRED] = stack.packed.square().sum(1)
         stack.eps = torch.tensor(self._plain["eps"], dtype=torch.float64)
         return stack.as_filled()
 
@@ -429,16 +452,24 @@ class Measured:
     def stacks(self, inputs: Inputs, parts: list[slice], batch: int) -> list[GramStack]:
         """The stacks of the same images, part by part."""
         (images,) = inputs.args
-        found = []
-        for part in parts:
-            number = self.fingerprint.find(images[part])
-            if number is None:
-                raise ValueError(
-                    f"batch {batch} of `data` holds other images than any batch of "
-                    f"{self.fingerprint.path}, or in another order{_how(self.fingerprint.meta)}"
-                )
-            found.append(self.fingerprint.stack(number, self._operand, self.device))
-        return found
+        return [
+            self.fingerprint.stack(number, self._operand, self.device)
+            for number in self.places(images, parts, batch)
+        ]
+
+    def places(self, images: torch.Tensor, parts: list[slice], batch: int) -> list[int]:
+        """The numbers under which parts of a batch are stored.
+
+        Raises:
+            ValueError: the fingerprint is of other images.
+        """
+        numbers = [self.fingerprint.find(images[part]) for part in parts]
+        if None in numbers:
+            raise ValueError(
+                f"batch {batch} of `data` holds other images than any batch of "
+                f"{self.fingerprint.path}, or in another order{_how(self.fingerprint.meta)}"
+            )
+        return numbers
 
     def identity(self) -> dict:
         return {"fingerprint": [one["sha256"] for one in self.fingerprint._plain["batches"]]}

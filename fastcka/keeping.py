@@ -6,6 +6,7 @@ import torch
 
 from fastcka.fingerprints import FingerprintWriter, images_of
 from fastcka.gram_stack import GramStack
+from fastcka.result import CKAResult
 
 
 class Keeper:
@@ -13,10 +14,13 @@ class Keeper:
 
     Args:
         writer: of a fingerprint. ids: as for `images_of`.
+        about: what is known of the model beside what is seen of it.
     """
 
-    def __init__(self, writer: FingerprintWriter, ids: Callable | None):
-        self.writer, self._ids = writer, ids
+    def __init__(
+        self, writer: FingerprintWriter, ids: Callable | None, about: Mapping | None = None
+    ):
+        self.writer, self._ids, self._about = writer, ids, dict(about or {})
 
     @property
     def finished(self) -> bool:
@@ -27,8 +31,8 @@ class Keeper:
         """What must be the same to go on."""
         return {"dtype": self.writer.dtype}
 
-    def images(self, batch, size: int) -> torch.Tensor:
-        """Which images a batch of this size holds."""
+    def images(self, place: tuple[int, int], batch, size: int) -> torch.Tensor:
+        """Which images a batch of this size holds; its place are its pass and its number."""
         images = images_of(batch, self._ids)
         if len(images) != size:
             raise ValueError(f"`ids` names {len(images)} images, but the batch holds {size}")
@@ -54,3 +58,9 @@ class Keeper:
 
     def load(self, state: Mapping) -> None:
         self.writer.load(state)
+
+    def finish(self, result: CKAResult, account: Mapping, blocks: int | None) -> None:
+        """All has been kept: the model with itself, `Account.state`, and blocks of a batch."""
+        meta = {key: value for key, value in result.meta.items() if key != "models"}
+        model = result.meta["models"]["a"] | self._about
+        self.writer.finish(model, meta, result.warnings)

@@ -25,7 +25,7 @@ from fastcka.streaming import SMALLEST_BATCH, MinibatchCKA
 from fastcka.warning import CKAWarning
 
 # Of what a checkpoint holds; another one is not resumed.
-SCHEMA = 1
+SCHEMA = 2
 
 
 def measure(
@@ -34,16 +34,17 @@ def measure(
     *,
     n: int | None,
     passes: int,
-    progress: bool,
+    progress: bool | str,
     many: bool,
     checkpoint: Checkpoint | None,
     share: Share,
     keep: Keeper | None = None,
+    quiet: bool = False,
     **options,
 ) -> CKAResult | CKAResults:
     """Run the models over the data; `options` are those of `MinibatchCKA`.
 
-    `keep` takes the Gram matrices of each batch.
+    `keep` takes the Gram matrices of each batch; with `quiet`, what is told is in the result alone.
     """
     if n is not None:
         check_whole_number("n", n, SMALLEST_BATCH)
@@ -52,17 +53,17 @@ def measure(
     course = Course(data, n, passes, share, watched=checkpoint is not None or share.ranks > 1)
     account = Account(participants, course)
     state = _State(participants, course, account, sums, checkpoint, keep)
-    _warn(account.before)
+    _warn([] if quiet else account.before)
     with Interrupts() as interrupts:
         try:
             state.begin()
             with ExitStack() as stack:
-                for participant in participants:
+                for participant in [] if state.finished else participants:
                     stack.enter_context(participant.ready())
                 for turn, number, batch in state.batches(progress):
                     inputs = sums.inputs(batch)
                     parts = course.slices(_common_size(inputs))
-                    images = keep and keep.images(batch, parts[-1].stop)
+                    images = keep and keep.images((turn, number), batch, parts[-1].stop)
                     stacks = sums.stacks(batch, inputs, parts, number)
                     with interrupts.after():
                         if keep is not None:
@@ -82,8 +83,10 @@ def measure(
                 _keep(error, state, sums, account, many)
             raise
     results = account.explain(sums.results())
+    if keep is not None:
+        keep.finish(next(iter(results.values())), account.state(), course.blocks)
     told = dict.fromkeys(told for each in results.values() for told in each.warnings)
-    _warn([message for message in told if message not in account.before])
+    _warn([] if quiet else [message for message in told if message not in account.before])
     return _returned(results, many)
 
 
@@ -170,9 +173,14 @@ class _State:
                 self.account.merge(plain["account"])
                 self.account.resumed(plain["sums"]["counts"])
 
-    def batches(self, progress: bool) -> Iterator[tuple[int, int, object]]:
-        """Those that are to be run; none where all that is kept is there."""
-        if self.keep is None or not self.keep.finished:
+    @property
+    def finished(self) -> bool:
+        """Whether all that is kept is there already."""
+        return self.keep is not None and self.keep.finished
+
+    def batches(self, progress: bool | str) -> Iterator[tuple[int, int, object]]:
+        """Those that are to be run."""
+        if not self.finished:
             yield from self.course.batches(self.sums.examples, progress)
 
     @contextmanager

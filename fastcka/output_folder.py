@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fastcka.checkpoint import states
+from fastcka.checkpoint import forget, states
 
 LOCK = ".lock"
 
@@ -64,8 +64,7 @@ def output_folder(
     try:
         with writing(folder / LOCK, folder):
             if overwrite and not resume:
-                for *_, left in states(folder / state):
-                    left.unlink()
+                forget(folder / state)
             yield folder
     finally:
         with suppress(OSError):
