@@ -204,7 +204,7 @@ def room(layers: Sequence[int], sizes: Sequence[int], estimator: str) -> int:
     The largest counts twice: it is copied when its file is put in its place.
 
     >>> round(room([12, 16], [64] * 1000, "unbiased") / 1e6)
-    747
+    758
     """
     counts = [*layers, max(layers)]
     return sum(stored_bytes(count, n, estimator, EXACT) for count in counts for n in sizes)

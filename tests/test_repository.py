@@ -187,7 +187,7 @@ def test_python_of_a_page_runs_and_prints_what_it_says(capsys, tmp_path, monkeyp
 
 
 def test_commands_of_the_pages_are_commands():
-    lines = "".join(sum((blocks("bash", page) for page in PAGES), []))
+    lines = "".join(block for page in PAGES for block in blocks("bash", page))
     lines = lines.replace("\\\n", " ").splitlines()
     commands = [line.split("fastcka ", 1)[1] for line in lines if re.search(r"\bfastcka ", line)]
     assert len(commands) >= 5
