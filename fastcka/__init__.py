@@ -10,7 +10,8 @@ from importlib.metadata import version as _version
 
 from fastcka import data, models
 from fastcka.capture import Tap
-from fastcka.comparison import compare, compare_many, fingerprint
+from fastcka.comparison import compare, compare_many
+from fastcka.fingerprinting import fingerprint
 from fastcka.fingerprints import Fingerprint
 from fastcka.functional import cka, hsic
 from fastcka.planning import Plan, plan

@@ -1,6 +1,6 @@
 """All that should be known of a comparison beside its numbers: warnings, and where it came from."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,6 +13,7 @@ from fastcka.data.labels import labels
 from fastcka.data.loaders import sampler
 from fastcka.data.shuffling import ClassMixing, unshuffled
 from fastcka.fingerprints import Measured, MeasuredBatches
+from fastcka.logbook import Logbook
 from fastcka.participant import Participant, autocast_name
 from fastcka.provenance import provenance
 from fastcka.result import CKAResult
@@ -36,6 +37,8 @@ class Account:
         self.participants, self.loaders, self._ids = participants, course.loaders, ids
         unlike = (told for loader in self.loaders for told in unshuffled(loader))
         self.before = tuple(dict.fromkeys(unlike))
+        # Of batches that were run before, others have seen what there is to see.
+        self._known = course.data.account if isinstance(course.data, Logbook) else None
         self._mixing = ClassMixing()
         self._copies = 0  # images that stand in their CKA batch a second time
         self._notices: dict[str, None] = {}  # of earlier runs and other processes
@@ -44,6 +47,7 @@ class Account:
             "passes": course.passes,
             "autocast": autocast_name(participants),
             "processes": course.share.ranks,
+            "one_by_one": isinstance(course.data, Logbook),
         }
         self.data()  # now: after hours, or an error, the files may be gone
 
@@ -63,7 +67,9 @@ class Account:
 
     def see(self, batch, parts: list[slice]) -> None:
         """Watch the classes of a batch."""
-        first = self._first(batch)
+        if self._known is not None:
+            return
+        first = _of_first(batch, self.loaders)
         known = labels(first)
         if known is not None and len(known) == parts[-1].stop:
             for part in parts:
@@ -74,16 +80,9 @@ class Account:
 
     def names(self, batch, n: int) -> list | None:
         """What the n images of a batch are called; None where nothing says it."""
-        if self._ids is not None:
-            return image_names(self._ids(batch), n, "ids")
-        if isinstance(self.loaders[0], ImageBatches):
-            return self.loaders[0].names(self._first(batch))
-        known = isinstance(self.loaders[0], MeasuredBatches)
-        return image_names(batch["file"], n) if known else None
-
-    def _first(self, batch):
-        """What the first loader gave."""
-        return batch if len(self.loaders) == 1 else batch[0]
+        if self._known is not None:
+            return batch.get("images")
+        return names(batch, n, self.loaders, self._ids)
 
     def note(self, notice: str) -> None:
         self._notices[notice] = None
@@ -124,6 +123,8 @@ class Account:
         self, results: dict[tuple[str, ...], CKAResult]
     ) -> dict[tuple[str, ...], CKAResult]:
         """The results with warnings, and with where they come from."""
+        if self._known is not None:
+            self.merge(self._known)
         after = self.state()["notices"] + self._mixing.warnings()
         for images in self._images():
             after += images.notices()
@@ -151,6 +152,20 @@ class Account:
 
     def _images(self) -> list[ImageBatches]:
         return [loader for loader in self.loaders if isinstance(loader, ImageBatches)]
+
+
+def names(batch, n: int, loaders: Sequence[Iterable], ids: Callable | None) -> list | None:
+    """What `ids` or else the data call the n images of a batch; None where nothing says it."""
+    if ids is not None:
+        return image_names(ids(batch), n, "ids")
+    if isinstance(loaders[0], ImageBatches):
+        return loaders[0].names(_of_first(batch, loaders))
+    return image_names(batch["file"], n) if isinstance(loaders[0], MeasuredBatches) else None
+
+
+def _of_first(batch, loaders: Sequence[Iterable]):
+    """What the first loader gave."""
+    return batch if len(loaders) == 1 else batch[0]
 
 
 def _sides(a: dict, b: dict | None = None) -> dict[str, dict]:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import time
 import warnings
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from fastcka.options import check_seconds
 from fastcka.warning import CKAWarning
 
 TENSOR = "sums."  # names of arrays within the file begin so
+GRAMS = ".grams"
 
 
 class Checkpoint:
@@ -39,10 +41,11 @@ class Checkpoint:
             raise FileNotFoundError(
                 f"cannot write the state {self.path}: its folder does not exist, create it first"
             )
-        if self.path.exists() and not resume:
-            raise FileExistsError(
-                f"{self.path} holds the state of an unfinished comparison: resume it, or remove it"
-            )
+        for there in (self.path, grams_of(self.path)):
+            if there.exists() and not resume:
+                raise FileExistsError(
+                    f"{there} holds the state of an unfinished comparison: resume it, or remove it"
+                )
         self._last = time.monotonic()  # the time of day may jump
         self._failed = False
 
@@ -86,15 +89,33 @@ class Checkpoint:
         self._last = time.monotonic()
 
 
+def grams_of(state: Path) -> Path:
+    """The folder of what models that run one by one leave for one another, beside their state."""
+    return state.with_name(state.name + GRAMS)
+
+
 def states(path: Path) -> list[tuple[int, int, Path]]:
-    """The states beside `path`, which is that of one process: process, of how many, and file."""
-    found = [(0, 1, path)] if path.exists() else []
-    named = re.compile(rf"{re.escape(path.stem)}-(\d+)-of-(\d+){re.escape(path.suffix)}")
+    """The states beside `path`, which is that of one process: process, of how many, and file.
+
+    Of models that run one by one there may be the folder alone.
+    """
+    name = rf"{re.escape(path.stem)}(?:-(\d+)-of-(\d+))?{re.escape(path.suffix)}"
+    named = re.compile(rf"({name})({re.escape(GRAMS)})?")
+    found = {}
     if path.parent.is_dir():
         for other in sorted(path.parent.iterdir()):
             if match := named.fullmatch(other.name):
-                found.append((int(match[1]), int(match[2]), other))
-    return found
+                rank, ranks = (0, 1) if match[2] is None else (int(match[2]), int(match[3]))
+                found[rank, ranks] = other.with_name(match[1])
+    return [(*which, state) for which, state in sorted(found.items())]
+
+
+def forget(path: Path) -> None:
+    """Remove the states beside `path`, and what belongs to them."""
+    for *_, state in states(path):
+        state.unlink(missing_ok=True)
+        # Of another process, which removes what was its own.
+        shutil.rmtree(grams_of(state), ignore_errors=True)
 
 
 def difference(ours: Mapping, theirs: Mapping) -> tuple[str, str, str] | None:

@@ -86,18 +86,16 @@ def _add_compare(commands) -> None:
         epilog="example: fastcka compare vit_tiny_patch16_224 resnet18 --layers raghu --data DIR",
     )
     parser.set_defaults(run=compare_command.run)
-    _add_compared(parser)
+    add = _add_compared(parser)
+    add(
+        "--one-by-one",
+        action="store_true",
+        help="run each model alone, where they do not fit together; needs room on the disk",
+    )
     add = parser.add_argument_group("output").add_argument
     add("--output", metavar="DIR", help="folder (default: fastcka-results/MODEL-MODEL)")
     add("--overwrite", action="store_true", help="replace an earlier result there")
-    add("--resume", action="store_true", help="go on with an unfinished run")
-    add(
-        "--save-every",
-        type=float,
-        default=300,
-        metavar="SECONDS",
-        help="how often the state of a long run is saved (default: %(default)s)",
-    )
+    _add_state(add)
     add("--errors", action="store_true", help="standard errors in the figure")
     add("--title", help="of the figure")
     add("--quiet", action="store_true", help="print nothing but warnings and errors")
@@ -107,9 +105,9 @@ def _add_plan(commands) -> None:
     parser = commands.add_parser(
         "plan",
         help="how much time, memory and disk a comparison will take, and what most of it",
-        description="Runs the first batches as `fastcka compare` would, with the same options, and "
-        "says what all of it will take, and the size of a fingerprint of each model. Leaves "
-        "nothing on disk.",
+        description="Runs the first batches as `fastcka compare` would, with the same options but "
+        "--one-by-one, and says what all of it will take, and the size of a fingerprint of each "
+        "model. Leaves nothing on disk.",
         epilog="example: fastcka plan vit_base_patch16_224 resnet50 --data DIR --batch-size 64",
     )
     parser.set_defaults(run=plan_command.run)
@@ -137,11 +135,12 @@ def _add_fingerprint(commands) -> None:
     add("--output", metavar="FILE", help="ends in .fp (default: fastcka-results/MODEL.fp)")
     add("--dtype", choices=STORED, default="fp32", help="of the file (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace an earlier file")
+    _add_state(add)
     add("--quiet", action="store_true", help="print nothing but warnings and errors")
 
 
-def _add_compared(parser) -> None:
-    """The models, and all that their comparison depends on."""
+def _add_compared(parser) -> Callable:
+    """The models, and all that their comparison depends on; more can be added of how they run."""
     parser.add_argument(
         "models",
         nargs="*",
@@ -156,7 +155,7 @@ def _add_compared(parser) -> None:
         metavar="N",
         help="over the data, each in another order (default: %(default)s)",
     )
-    add = _add_models(parser)
+    add_of_models = add = _add_models(parser)
     add("--layers-a", nargs="+", metavar="LAYER", help="of the first model alone")
     add("--layers-b", nargs="+", metavar="LAYER", help="of the second model alone")
     add = _add_measure(parser)
@@ -191,6 +190,18 @@ def _add_compared(parser) -> None:
         metavar=("LAYER_A", "LAYER_B"),
         help="what each image does to their CKA, in influence.csv; may be repeated; with more than "
         "two models, MODEL:LAYER",
+    )
+    return add_of_models
+
+
+def _add_state(add: Callable) -> None:
+    add("--resume", action="store_true", help="go on with an unfinished run")
+    add(
+        "--save-every",
+        type=float,
+        default=300,
+        metavar="SECONDS",
+        help="how often the state of a long run is saved (default: %(default)s)",
     )
 
 

@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from fastcka import models
@@ -34,17 +35,29 @@ def check_used(options: argparse.Namespace) -> None:
                 )
 
 
-def networks(
+def is_this(command: str) -> bool:
+    """Whether an earlier command asked for the same as this one, however they were started."""
+    earlier, now = command.split()[1:], " ".join(sys.argv).split()[1:]
+    return [word for word in earlier if word != "--resume"] == [
+        word for word in now if word != "--resume"
+    ]
+
+
+def makers(
     options: argparse.Namespace, names: Sequence[str], labels: Sequence[str]
-) -> dict[str, Network]:
-    """The networks of these names, by label."""
-    networks = {}
+) -> dict[str, Callable[[], Network]]:
+    """What loads the networks of these names, by label."""
+    makers = {}
     for place, (label, name) in enumerate(zip(labels, names, strict=True)):
         # A model that is named twice is two networks: the second has weights of its own.
         seed = options.seed + names[:place].count(name)
-        networks[label] = models.load(
-            name, pretrained=options.pretrained, seed=seed, img_size=options.img_size
+        makers[label] = partial(
+            models.load, name, pretrained=options.pretrained, seed=seed, img_size=options.img_size
         )
+    return makers
+
+
+def tell_untrained(options: argparse.Namespace, networks: dict[str, Network]) -> None:
     untrained = [
         label
         for label, network in networks.items()
@@ -52,7 +65,6 @@ def networks(
     ]
     if untrained:
         tell(options, f"untrained, for want of --pretrained or NAME@FILE: {', '.join(untrained)}")
-    return networks
 
 
 def images(

@@ -3,22 +3,27 @@
 import argparse
 import json
 import re
-import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from torch import nn
+
 from fastcka import influence_table, models
-from fastcka.checkpoint import states
+from fastcka.capture import Capture
+from fastcka.checkpoint import forget, states
 from fastcka.command import (
     RESULTS,
     check_used,
     images,
+    is_this,
+    makers,
     measure_options,
-    networks,
     own_warnings,
     tell,
+    tell_untrained,
     view,
 )
 from fastcka.comparison import compare, compare_many
@@ -27,6 +32,7 @@ from fastcka.distributed import Share
 from fastcka.fingerprints import SUFFIX, Fingerprint
 from fastcka.launch import processes
 from fastcka.models import Network
+from fastcka.one_by_one import check_room, room
 from fastcka.output_folder import output_folder
 from fastcka.result import CKAResult, CKAResults
 from fastcka.summary import in_words, summary
@@ -75,12 +81,7 @@ def _is_finished(options: argparse.Namespace) -> bool:
         command = json.loads((folder / SUMMARY).read_text())["provenance"]["command"]
     except (OSError, ValueError, LookupError):
         return False
-    return _asked(command.split()) == _asked(" ".join(sys.argv).split())
-
-
-def _asked(words: list[str]) -> list[str]:
-    """What a command asks for, however it was started."""
-    return [word for word in words[1:] if word != "--resume"]
+    return is_this(command)
 
 
 def _output_folder(options: argparse.Namespace, labels: list[str]):
@@ -97,9 +98,16 @@ def _output_folder(options: argparse.Namespace, labels: list[str]):
 
 
 def loaded(
-    options: argparse.Namespace, labels: list[str], place: Path, share: Share
-) -> tuple[dict[str, Network | Fingerprint], ImageBatches | None]:
-    """The models, and the images that they see; without --data these are made within `place`."""
+    options: argparse.Namespace,
+    labels: list[str],
+    layers: dict[str, list[str]],
+    place: Path,
+    share: Share,
+) -> tuple[dict[str, "Runs | Fingerprint"], ImageBatches | None]:
+    """Who takes part, by label, and the images for those that run.
+
+    Without --data these are made within `place`.
+    """
     named = dict(zip(labels, options.models, strict=True))
     measured = {label: Fingerprint(name) for label, name in named.items() if _is_measured(name)}
     to_run = [label for label in labels if label not in measured]
@@ -111,9 +119,15 @@ def loaded(
     chosen = dict(zip(labels, (options.layers_a, options.layers_b), strict=False))
     if any(chosen.get(label) for label in measured) or (not to_run and options.layers != BLOCKS):
         raise ValueError("the layers of a fingerprint are those that were stored: leave them out")
-    everyone = networks(options, [named[label] for label in to_run], to_run)
-    data = images(options, place, everyone, share) if to_run else None
-    return {label: measured.get(label) or everyone[label] for label in labels}, data
+    make = makers(options, [named[label] for label in to_run], to_run)
+    running = {
+        label: Runs.seen(one, layers[label], label, options.one_by_one)
+        for label, one in make.items()
+    }
+    known = {label: one.network for label, one in running.items()}
+    tell_untrained(options, known)
+    data = images(options, place, known, share) if to_run else None
+    return {label: measured.get(label) or running[label] for label in labels}, data
 
 
 def _run(
@@ -124,7 +138,9 @@ def _run(
     share: Share,
 ) -> None:
     place = RESULTS if options.output is None else folder
-    everyone, data = loaded(options, labels, place, share)
+    everyone, data = loaded(options, labels, layers, place, share)
+    if options.one_by_one and data is not None:
+        _check_room(options, everyone, data, folder)
     if options.resume and not states(folder / STATE):
         tell(options, f"there is nothing to resume in {folder}: begins at the start")
     started = time.perf_counter()
@@ -135,16 +151,52 @@ def _run(
             if hasattr(error, "partial") and share.rank == 0:
                 path = _named(error.partial, everyone).save(folder / PARTIAL)
                 tell(options, f"what was measured until then is in {path}; --resume goes on")
+            elif states(folder / STATE):
+                tell(options, f"what was measured until then is in {folder}; --resume goes on")
             raise
     seconds = time.perf_counter() - started
     if share.rank == 0:
         write(options, folder, result)
-        for left in (folder / PARTIAL, *(path for *_, path in states(folder / STATE))):
-            left.unlink(missing_ok=True)
+        (folder / PARTIAL).unlink(missing_ok=True)
+        forget(folder / STATE)
     if not options.quiet:
         print(in_words(result))
         files = [RESULT, *FIGURES, SUMMARY, *([INFLUENCE] if options.influence else [])]
         print(f"{seconds:.1f} s; {', '.join(files)} are in {folder}")
+
+
+@dataclass(frozen=True)
+class Runs:
+    """A model that runs: what is known of it, the module or what makes it, and its layers."""
+
+    network: Network
+    module: nn.Module | Callable[[], nn.Module]
+    layers: int = 0
+
+    @classmethod
+    def seen(cls, make: Callable[[], Network], layers: list[str], label: str, again: bool):
+        """Made once; to be made `again` when its turn comes, so that it need not stay."""
+        network = make()
+        if not again:
+            return cls(network, network.module)
+        count = len(Capture(network.module, layers, label).wanted)
+        return cls(replace(network, module=None), lambda: make().module, count)
+
+
+def _check_room(
+    options: argparse.Namespace,
+    everyone: dict[str, Runs | Fingerprint],
+    data: ImageBatches,
+    folder: Path,
+) -> None:
+    """Tell what `--one-by-one` takes on the disk, before anything runs."""
+    n = options.n or options.batch_size
+    batches = len(data) * options.passes * max(1, options.batch_size // n)
+    layers = [one.layers for one in everyone.values() if isinstance(one, Runs)]
+    need = room(layers, [n], options.estimator) * batches
+    tell(options, f"one by one: up to {need / 1e6:,.1f} MB in {folder} until all are compared")
+    if not states(folder / STATE):  # of which a part is there
+        check_room(folder, need)
 
 
 def _layers(options: argparse.Namespace, labels: list[str]) -> dict[str, list[str]]:
@@ -179,7 +231,7 @@ def _is_measured(name: str) -> bool:
 
 def measured(
     options: argparse.Namespace,
-    everyone: dict[str, Network | Fingerprint],
+    everyone: dict[str, Runs | Fingerprint],
     layers: dict[str, list[str]],
     data: ImageBatches | None,
     folder: Path,
@@ -196,34 +248,35 @@ def measured(
         "resume": True,  # a state that is there has been agreed to
         "save_every": options.save_every,
         "distributed": share.ranks > 1,
+        "one_by_one": options.one_by_one,
     }
-    views = {label: view(label) for label, one in everyone.items() if isinstance(one, Network)}
-    modules = {
-        label: one.module if isinstance(one, Network) else one for label, one in everyone.items()
+    views = {label: view(label) for label, one in everyone.items() if isinstance(one, Runs)}
+    taking_part = {
+        label: one.module if isinstance(one, Runs) else one for label, one in everyone.items()
     }
-    if len(modules) > 2:
-        result = compare_many(modules, data, layers=layers, inputs=views, **common)
-    else:
-        a, b = [*modules, None][:2]
-        second = {"layers_b": layers[b], "input_b": views[b]} if b in views else {}
-        result = compare(
-            modules[a],
-            modules.get(b),
-            data,
-            layers_a=layers[a],
-            input_a=views.get(a),
-            **second,
-            **common,
-        )
+    if len(taking_part) > 2:
+        results = compare_many(taking_part, data, layers=layers, inputs=views, **common)
+        return _named(results, everyone)
+    a, b = [*taking_part, None][:2]
+    second = {"layers_b": layers[b], "input_b": views[b]} if b in views else {}
+    result = compare(
+        taking_part[a],
+        taking_part.get(b),
+        data,
+        layers_a=layers[a],
+        input_a=views.get(a),
+        **second,
+        **common,
+    )
     return _named(result, everyone)
 
 
 def _named(
-    result: CKAResult | CKAResults, everyone: dict[str, Network | Fingerprint]
+    result: CKAResult | CKAResults, everyone: dict[str, Runs | Fingerprint]
 ) -> CKAResult | CKAResults:
     """What is known of the weights goes with what was seen of the models."""
     facts = {
-        label: (one.provenance if isinstance(one, Network) else one.model) | {"name": label}
+        label: (one.network.provenance if isinstance(one, Runs) else one.model) | {"name": label}
         for label, one in everyone.items()
     }
     if isinstance(result, CKAResults):

@@ -3,36 +3,29 @@
 import numbers
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from operator import itemgetter
-from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset, IterableDataset
 
-from fastcka import array_file
+from fastcka.arguments import check_data, check_model, checkpoint_of
 from fastcka.capture.tap import as_items
-from fastcka.checkpoint import Checkpoint, difference, states
+from fastcka.checkpoint import difference
 from fastcka.data.pairing import Paired
 from fastcka.distributed import Share, shared
-from fastcka.fingerprints import (
-    SUFFIX,
-    Fingerprint,
-    FingerprintWriter,
-    Measured,
-    MeasuredBatches,
-    images_of,
-)
+from fastcka.fingerprints import SUFFIX, Fingerprint, Measured, MeasuredBatches
 from fastcka.kernels.operations import operand_dtype
 from fastcka.measurement import measure
+from fastcka.one_by_one import InTurn, all_together, each_alone
 from fastcka.participant import Participant, autocast_dtype
 from fastcka.permutation import PERMUTATIONS
 from fastcka.result import CKAResult, CKAResults
 
 
 def compare(
-    model_a: nn.Module | Fingerprint | str | os.PathLike,
-    model_b: nn.Module | Fingerprint | str | os.PathLike | None = None,
+    model_a: nn.Module | Callable | Fingerprint | str | os.PathLike,
+    model_b: nn.Module | Callable | Fingerprint | str | os.PathLike | None = None,
     data: Iterable | None = None,
     *,
     data_b: Iterable | None = None,
@@ -61,6 +54,7 @@ def compare(
     save_every: float = 300.0,
     distributed: bool = False,
     ids: Callable | None = None,
+    one_by_one: bool = False,
 ) -> CKAResult:
     """Measure CKA between all layers of two models, or of one with itself, in one pass of the data.
 
@@ -111,6 +105,12 @@ def compare(
         ids: from a batch to a name or number of each of its images, to find them in a fingerprint
             and to name them beside `influence`; `fastcka.data.ImageBatches` say it themselves. Two
             fingerprints need no data.
+        one_by_one: for models that do not fit together. Each runs alone over all of `data`, and
+            leaves its Gram matrices on disk until they are compared; the numbers are the same, to
+            the bit on the same device. Models may be given as functions that make them, called when
+            their turn comes. `data` are read once a model and must give the same batches each time.
+            Takes 4·n bytes an image and layer beside `checkpoint`, or without one in the folder for
+            temporary files, and as much again for the largest model.
 
     Returns:
         `CKAResult`; its `meta` holds all that the numbers depend on.
@@ -121,6 +121,7 @@ def compare(
         ValueError: what is resumed is another comparison, or its file is damaged.
         FileExistsError: `checkpoint` is there, and `resume` is not asked for.
         RuntimeError: `distributed` without several processes, or one of them did not finish.
+        OSError: the disk has no room for what `one_by_one` leaves there.
 
     Whatever ends a comparison midway, an error of the data, of a model, or an interrupt, bears what
     was measured until then as its attribute `partial`.
@@ -137,7 +138,7 @@ def compare(
     """
     model_a, model_b = _opened(model_a), _opened(model_b)
     for name, model in (("model_a", model_a), ("model_b", model_b)):
-        _check_model(name, model, optional=name == "model_b")
+        check_model(name, model, optional=name == "model_b", made=one_by_one)
     models = [model for model in (model_a, model_b) if model is not None]
     data = _data_for(models, data)
     if model_b is None and not (layers_b is data_b is input_b is forward_b is None):
@@ -148,26 +149,28 @@ def compare(
     _check_unused("model_b", model_b, layers_b=layers_b, input_b=input_b, forward_b=forward_b)
     if isinstance(data, MeasuredBatches) and layers_a != as_items("blocks"):
         raise ValueError("`layers_a` does nothing: the layers of fingerprints are those stored")
-    ids = None if isinstance(data, MeasuredBatches) else ids
-    stored = {"ids": ids, "operand": operand_dtype(operand), "device": _device(models, device)}
+    stored = {
+        "ids": None if isinstance(data, MeasuredBatches) or one_by_one else ids,
+        "operand": operand_dtype(operand),
+        "device": _device(models, device),
+    }
     common = {"autocast": autocast_dtype(autocast), "device": device}
     pick_a = pick_b = None
     if data_b is not None:
-        _check_data(data_b, "data_b")
+        check_data(data_b, "data_b")
         data, pick_a, pick_b = Paired(data, data_b), itemgetter(0), itemgetter(1)
-    a = (
+    taking_part = [
         Measured("a", model_a, **stored)
         if isinstance(model_a, Fingerprint)
-        else Participant(
+        else _in_turn(
             "a", model_a, layers_a, pick=pick_a, prepare=input_a, forward=forward_a, **common
         )
-    )
-    participants = [a]
+    ]
     if isinstance(model_b, Fingerprint):
-        participants.append(Measured("b", model_b, **stored))
+        taking_part.append(Measured("b", model_b, **stored))
     elif model_b is not None:
         try:
-            b = Participant(
+            b = _in_turn(
                 "b",
                 model_b,
                 layers_a if layers_b is None else layers_b,
@@ -180,30 +183,27 @@ def compare(
             if layers_b is None:
                 error.add_note("`layers_b` was not given and is as `layers_a`")
             raise
-        participants.append(b)
-    return measure(
-        participants,
-        data,
-        n=n,
-        passes=passes,
-        progress=progress,
-        **_course(checkpoint, resume, save_every, distributed),
-        many=False,
-        estimator=estimator,
-        weighting=weighting,
-        gram=gram,
-        bandwidth=bandwidth,
-        operand=operand,
-        permutations=_permutations(calibrate, passes),
-        also=also,
-        influence=_of_one_pass(influence, passes),
-        ids=ids,
-        backend=backend,
-    )
+        taking_part.append(b)
+    course = {"n": n, "passes": passes, "progress": progress, "many": False}
+    course |= _course(checkpoint, resume, save_every, distributed)
+    options = {
+        "estimator": estimator,
+        "weighting": weighting,
+        "gram": gram,
+        "bandwidth": bandwidth,
+        "operand": operand,
+        "permutations": _permutations(calibrate, passes),
+        "also": also,
+        "influence": _of_one_pass(influence, passes),
+        "backend": backend,
+    }
+    way = partial(each_alone, ids=ids, **course, **options) if one_by_one else all_together
+    with way(taking_part, data, checkpoint=course["checkpoint"]) as (participants, batches):
+        return measure(participants, batches, **course, **options, ids=stored["ids"])
 
 
 def compare_many(
-    models: Mapping[str, nn.Module | Fingerprint | str | os.PathLike],
+    models: Mapping[str, nn.Module | Callable | Fingerprint | str | os.PathLike],
     data: Iterable | None = None,
     *,
     layers="blocks",
@@ -228,10 +228,12 @@ def compare_many(
     save_every: float = 300.0,
     distributed: bool = False,
     ids: Callable | None = None,
+    one_by_one: bool = False,
 ) -> CKAResults:
     """Measure CKA between every layer of any number of models in one pass of the data.
 
-    Each model runs once a batch, however many pairs it is part of.
+    Each model runs once a batch, however many pairs it is part of; with `one_by_one`, each in a
+    pass of its own.
 
     Args:
         models: networks or fingerprints by name.
@@ -259,12 +261,11 @@ def compare_many(
         )
     models = {name: _opened(model) for name, model in models.items()}
     for name, model in models.items():
-        _check_model(f"models[{name!r}]", model)
+        check_model(f"models[{name!r}]", model, made=one_by_one)
     data = _data_for(list(models.values()), data)
     _check_stored(list(models.values()), estimator, gram, bandwidth, passes)
-    ids = None if isinstance(data, MeasuredBatches) else ids
     stored = {
-        "ids": ids,
+        "ids": None if isinstance(data, MeasuredBatches) or one_by_one else ids,
         "operand": operand_dtype(operand),
         "device": _device(list(models.values()), device),
     }
@@ -275,10 +276,10 @@ def compare_many(
         strange = set(given) - set(models) if isinstance(given, Mapping) else None
         if strange:
             raise ValueError(f"`{argument}` names {sorted(strange)}, which `models` does not")
-    participants = [
+    taking_part = [
         Measured(name, model, name=name, **stored)
         if isinstance(model, Fingerprint)
-        else Participant(
+        else _in_turn(
             name,
             model,
             layers.get(name, "blocks") if isinstance(layers, Mapping) else as_items(layers),
@@ -290,127 +291,40 @@ def compare_many(
         )
         for name, model in models.items()
     ]
-    return measure(
-        participants,
-        data,
-        n=n,
-        passes=passes,
-        progress=progress,
-        **_course(checkpoint, resume, save_every, distributed),
-        many=True,
-        estimator=estimator,
-        weighting=weighting,
-        gram=gram,
-        bandwidth=bandwidth,
-        operand=operand,
-        permutations=_permutations(calibrate, passes),
-        also=also,
-        influence=_of_one_pass(influence, passes),
-        ids=ids,
-        backend=backend,
-    )
+    course = {"n": n, "passes": passes, "progress": progress, "many": True}
+    course |= _course(checkpoint, resume, save_every, distributed)
+    options = {
+        "estimator": estimator,
+        "weighting": weighting,
+        "gram": gram,
+        "bandwidth": bandwidth,
+        "operand": operand,
+        "permutations": _permutations(calibrate, passes),
+        "also": also,
+        "influence": _of_one_pass(influence, passes),
+        "backend": backend,
+    }
+    way = partial(each_alone, ids=ids, **course, **options) if one_by_one else all_together
+    with way(taking_part, data, checkpoint=course["checkpoint"]) as (participants, batches):
+        return measure(participants, batches, **course, **options, ids=stored["ids"])
 
 
-def fingerprint(
-    model: nn.Module,
-    data: Iterable,
-    path: str | os.PathLike,
-    *,
-    ids: Callable | None = None,
-    layers="blocks",
-    input: Callable | None = None,
-    forward: Callable | None = None,
-    n: int | None = None,
-    estimator: str = "unbiased",
-    gram: str = "linear",
-    bandwidth: float | None = None,
-    operand: str | torch.dtype | None = None,
-    dtype: str = "fp32",
-    about: Mapping | None = None,
-    autocast: str | torch.dtype | None = None,
-    device: torch.device | str | None = None,
-    backend: str | None = None,
-    progress: bool = True,
-) -> Fingerprint:
-    """Measure a model once, to compare it again and again without its weights.
+def _in_turn(label: str, model: nn.Module | Callable, layers, **options) -> InTurn:
+    """A model as it takes part; what is there already is checked already."""
+    if not isinstance(model, nn.Module):
+        return InTurn(label, lambda: Participant(label, _made(label, model), layers, **options))
+    participant = Participant(label, model, layers, **options)
+    return InTurn(label, lambda: participant, len(participant.capture.wanted))
 
-    What is stored are the centred Gram matrices of all layers and all batches: all that CKA needs,
-    and what `also` and `calibrate` of `compare` need.
 
-    Args:
-        model, layers, input, forward, data and the other arguments: as in `compare`.
-        path: of the file; an older one is replaced when all is measured.
-        ids: from a batch to a name or number of each of its images, by which they are known again:
-            a function of the batch alone. `fastcka.data.ImageBatches` give the hashes of their
-            files.
-        dtype: of the stored entries, "fp32" or "fp16"; halves the file, and changes CKA by 2e-4 at
-            most in batches of 32 and more.
-        about: what results shall say of the model, such as {"name": ..., "weights": ...}.
-
-    Returns:
-        The `Fingerprint`, open.
-
-    Raises: as `compare`. ValueError: the images have no names, or two batches the same.
-
-    Cost: as `compare` of a model with itself; 2·n bytes an image and layer in fp32, half in fp16,
-    and 16 bytes; twice that on disk for a moment at the end. It cannot be resumed.
-
-    >>> import fastcka, tempfile, torch
-    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU())
-    >>> images = list(torch.randn(64, 8).split(32))
-    >>> def names(batch):
-    ...     return [hash(image) for image in batch.sum(1).tolist()]
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     print(fastcka.fingerprint(net, images, f"{folder}/net.fp", ids=names))
-    ...     fastcka.compare(net, f"{folder}/net.fp", images, ids=names).cka.diagonal().round(6)
-    Fingerprint(Sequential, 2 layers, 64 images in 2 batches)
-    array([1., 1.])
-    """
-    if isinstance(model, Fingerprint):
-        raise TypeError("`model` is a fingerprint already")
-    _check_model("model", model)
-    _check_data(data)
-    about = array_file.plain(dict(about or {}), "about")
-    participant = Participant(
-        "a",
-        model,
-        as_items(layers),
-        prepare=input,
-        forward=forward,
-        autocast=autocast_dtype(autocast),
-        device=device,
-    )
-    with FingerprintWriter(path, dtype) as writer:
-
-        def keep(batch, parts, stacks) -> None:
-            images = images_of(batch, ids)
-            if len(images) != parts[-1].stop:
-                raise ValueError(
-                    f"`ids` names {len(images)} images, but the batch holds {parts[-1].stop}"
-                )
-            for part, filled in zip(parts, stacks, strict=True):
-                if filled is not None:
-                    writer.add(filled["a"], images[part])
-
-        result = measure(
-            [participant],
-            data,
-            n=n,
-            passes=1,
-            progress=progress,
-            checkpoint=None,
-            share=Share(),
-            many=False,
-            watch=keep,
-            estimator=estimator,
-            gram=gram,
-            bandwidth=bandwidth,
-            operand=operand,
-            backend=backend,
+def _made(label: str, make: Callable) -> nn.Module:
+    model = make()
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"the function that makes model {label!r} must return a torch.nn.Module, but returned "
+            f"{type(model).__name__}"
         )
-        meta = {key: value for key, value in result.meta.items() if key != "models"}
-        writer.finish(result.meta["models"]["a"] | about, meta, result.warnings)
-    return Fingerprint(path)
+    return model
 
 
 def _opened(model):
@@ -424,7 +338,7 @@ def _data_for(models: list, data: Iterable | None) -> Iterable:
     """The data, or where no model is to be run the images of the first."""
     if data is None and all(isinstance(model, Fingerprint) for model in models):
         return MeasuredBatches(models[0])
-    _check_data(data)
+    check_data(data)
     return data
 
 
@@ -455,7 +369,7 @@ def _device(models: list, device: torch.device | str | None) -> torch.device | s
     """Where the Gram matrices of those that run are."""
     if device is not None:
         return device
-    networks = (model for model in models if not isinstance(model, Fingerprint))
+    networks = (model for model in models if isinstance(model, nn.Module))
     return next((value.device for network in networks for value in network.parameters()), "cpu")
 
 
@@ -485,48 +399,4 @@ def _course(
     checkpoint: str | os.PathLike | None, resume: bool, save_every: float, distributed: bool
 ) -> dict:
     share = shared() if distributed else Share()
-    if checkpoint is None:
-        if resume:
-            raise ValueError("`resume` needs `checkpoint`, the file to go on from")
-        return {"checkpoint": None, "share": share}
-    path = Path(checkpoint)
-    for rank, ranks, other in states(path):
-        if resume and ranks != share.ranks:
-            raise ValueError(
-                f"cannot resume: {other} is of process {rank} of {ranks}, but there are "
-                f"{share.ranks} now; start as many"
-            )
-    if share.ranks > 1:
-        path = path.with_name(f"{path.stem}-{share.rank}-of-{share.ranks}{path.suffix}")
-    return {"checkpoint": Checkpoint(path, resume, save_every), "share": share}
-
-
-def _check_model(name: str, model, optional: bool = False) -> None:
-    if isinstance(model, (nn.Module, Fingerprint)) or (optional and model is None):
-        return
-    hint = (
-        "; the data are given by name: compare(model, data=...)"
-        if isinstance(model, Iterable) and not isinstance(model, (str, Mapping))
-        else f"; timm.create_model makes one of a name, and a path ends in {SUFFIX}"
-        if isinstance(model, str)
-        else ""
-    )
-    raise TypeError(f"`{name}` must be a torch.nn.Module, but is {type(model).__name__}{hint}")
-
-
-def _check_data(data, name: str = "data") -> None:
-    if data is None:
-        raise TypeError(
-            f"`{name}` is missing: give an iterable of batches, for example a DataLoader"
-        )
-    if isinstance(data, torch.Tensor):
-        raise TypeError(
-            f"`{name}` is one tensor, not batches of it; give for example {name}.split(64)"
-        )
-    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
-        raise TypeError(
-            f"`{name}` is a data set of single images; wrap it in "
-            "torch.utils.data.DataLoader(..., batch_size=64, shuffle=True)"
-        )
-    if not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
-        raise TypeError(f"`{name}` must be an iterable of batches, but is {type(data).__name__}")
+    return {"checkpoint": checkpoint_of(checkpoint, resume, save_every, share), "share": share}

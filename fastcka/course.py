@@ -8,6 +8,7 @@ from fastcka.data.images import ImageBatches
 from fastcka.data.loaders import length, sampler
 from fastcka.data.pairing import Paired
 from fastcka.distributed import Share
+from fastcka.logbook import Logbook
 from fastcka.streaming import BLOCKS
 from fastcka.trail import Trail
 
@@ -19,7 +20,7 @@ class Course:
     behind or another process's is let by; a digest shows whether they are still the same.
 
     Args:
-        data: batches, or two loaders of them as `Paired`.
+        data: batches, or two loaders of them as `Paired`, or a `Logbook` of batches that were run.
         n: images in a CKA batch; None is all of a batch.
         passes: over the data.
         share: of this process.
@@ -27,29 +28,36 @@ class Course:
 
     Attributes:
         loaders: the one or two loaders.
-        blocks: of the error bars, that one batch takes; None until its size is known.
+        division: CKA batches of a batch, and blocks of the error bars that it takes; None until its
+            size is known.
     """
 
     def __init__(self, data: Iterable, n: int | None, passes: int, share: Share, watched: bool):
         self.data, self.n, self.passes, self.share = data, n, passes, share
         self.loaders = (data.a, data.b) if isinstance(data, Paired) else (data,)
+        self._read = self.loaders
+        if isinstance(data, Logbook):
+            self.loaders, self._read = data.loaders, (data,)
         if passes > 1 and any(isinstance(loader, Iterator) for loader in self.loaders):
             raise ValueError(
                 f"`passes` is {passes}, but an iterator can be read once; give a list or a loader"
             )
-        self._positioned = isinstance(data, ImageBatches)
+        self._positioned = isinstance(data, (ImageBatches, Logbook))
         self.watched = watched
         self._trail = Trail() if watched and not self._positioned else None
         self._next = (0, 0)  # pass and number of the batch behind the last one that was run
         self._behind = ""  # digest of all until there
+        self._seen = ""  # of all that went by, when all of them have
         self._size = getattr(self.loaders[0], "batch_size", None)
         self._lengths = [length(loader) for loader in self.loaders]
-        self.blocks: int | None = None
-        if self._positioned:
+        self.division: tuple[int, int] | None = None
+        if isinstance(data, Logbook):
+            self.division = data.division
+        elif self._positioned:
             self._learn(self._size)
 
     def batches(
-        self, size_of: Callable[[object], int], progress: bool
+        self, size_of: Callable[[object], int], progress: bool | str
     ) -> Iterator[tuple[int, int, object]]:
         """Pass, number and batch of each that is to be run, and a bar that shows them go by."""
         begin = self._next
@@ -75,20 +83,22 @@ class Course:
                 f"cannot resume: {begin[1]} batches of pass {begin[0] + 1} were read before, but "
                 "now `data` gives fewer"
             )
+        self._seen = self._trail.digest if self._trail is not None else ""
 
-    def _bar(self, total: int | None, progress: bool):
+    def _bar(self, total: int | None, progress: bool | str):
         from tqdm import tqdm
 
         shown = progress and self.share.rank == 0
-        return tqdm(total=total, desc="comparing", unit="batch", disable=None if shown else True)
+        what = progress if isinstance(progress, str) else "comparing"
+        return tqdm(total=total, desc=what, unit="batch", disable=None if shown else True)
 
     def _set_epoch(self, turn: int) -> None:
-        for loader in self.loaders:
+        for loader in self._read:
             if hasattr(loader, "set_epoch"):
                 loader.set_epoch(turn)
 
     def _see(self, batch, size_of: Callable[[object], int]) -> None:
-        if self.blocks is None:
+        if self.division is None:
             self._learn(max(self._size or 0, size_of(batch)))
         if self._trail is not None:
             self._trail.see(batch)
@@ -111,14 +121,20 @@ class Course:
                 f"`n` is {self.n}, but the batches of `data` hold {size} images; give batches of a "
                 "multiple of `n`, or leave it out"
             )
-        self._parts = parts = 1 if self.n is None else size // self.n
+        parts = 1 if self.n is None else size // self.n
         # A CKA batch is a block as long as there are enough; then a batch of the data is. Where it
         # is not known how many there will be, a power of two: block 256 is block 0 again.
         known = self._lengths[0]
         if known is None:
-            self.blocks = min(BLOCKS, 1 << (parts.bit_length() - 1))
+            blocks = min(BLOCKS, 1 << (parts.bit_length() - 1))
         else:
-            self.blocks = 1 if parts * known > BLOCKS else parts
+            blocks = 1 if parts * known > BLOCKS else parts
+        self.division = parts, blocks
+
+    @property
+    def blocks(self) -> int:
+        """Of the error bars, that one batch takes."""
+        return self.division[1]
 
     def check_shared(self) -> None:
         """Every process must be given all of the data."""
@@ -137,7 +153,8 @@ class Course:
     def index(self, number: int, part: int) -> int:
         """The number under which a part of a batch is added up."""
         # Parts that share a number follow each other: sorted by number, images are as they came.
-        return number * self.blocks + min(part * self.blocks // self._parts, self.blocks - 1)
+        parts, blocks = self.division
+        return number * blocks + min(part * blocks // parts, blocks - 1)
 
     def done(self, turn: int, number: int) -> None:
         """The batch has been added up."""
@@ -145,15 +162,19 @@ class Course:
         self._behind = self._trail.digest if self._trail is not None else ""
 
     def state(self) -> dict:
-        return {"next": list(self._next), "behind": self._behind}
+        division = self.division and list(self.division)
+        known = {"behind": self._behind, "seen": self._seen, "division": division}
+        return {"next": list(self._next)} | known
 
     def load(self, state: Mapping) -> None:
         """Begin behind what was done when the state was taken."""
         self._next, self._behind = tuple(state["next"]), state["behind"]
+        self._seen = state["seen"]
+        self.division = state["division"] and tuple(state["division"])
 
     def seen(self) -> str:
         """The digest of all batches that went by, whoever ran them."""
-        return self._trail.digest if self._trail is not None else ""
+        return self._seen
 
     def _check_trail(self) -> None:
         if self._trail is not None and self._trail.digest != self._behind:

@@ -2,7 +2,8 @@
 
 A safetensors file, read by memory map. Of CKA batch b, with L layers and n images:
 
-    b.packed    [L, m] float32 or float16, each layer divided by b.scale    b.scale    [L] float64
+    b.packed    [L, m] float32 or float16, each layer divided by b.scale, or float64, which is not
+    b.scale     [L] float64
     b.diagonal  [L, n] float64       b.row_sums [L, n] float64       b.summary  [L, 5] float64
     b.images    [n] int64: which images, in their order
 
@@ -11,25 +12,32 @@ The header holds a SHA-256 of every batch, checked when it is read, and one of i
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
 from fastcka import array_file
 from fastcka.conditioning import CENTRED
 from fastcka.gram_stack import GramStack
+from fastcka.kernels import packed_length
+from fastcka.options import check_choice
 from fastcka.participant import Inputs
 from fastcka.trail import value_bytes
 
 SUFFIX = ".fp"
-STORED = {"fp32": torch.float32, "fp16": torch.float16}
+# As they were computed: what is compared from disk has the bits of what was not.
+EXACT = "fp64"
+STORED = {"fp32": torch.float32, "fp16": torch.float16, EXACT: torch.float64}
+# Of types, as safetensors has them.
+NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.int64: "I64"}
 PARTS = ("packed", "scale", "diagonal", "row_sums", "summary", "images")
-NAMES = {torch.float16: "F16", torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
 
 
 def image_numbers(ids: Iterable) -> torch.Tensor:
@@ -62,84 +70,196 @@ def images_of(batch, ids: Callable | None) -> torch.Tensor:
     )
 
 
+def data_of(state: Path) -> Path:
+    """Where the batches lie, as long as there is this state of a fingerprint in the making."""
+    return state.with_name(f"{state.name}.data")
+
+
 class FingerprintWriter:
     """Writes batches to disk as they come; the file appears, whole, when all is there.
 
     Args:
-        path: of the file. dtype: "fp32" or "fp16", of the packed matrices.
+        path: of the file. dtype: "fp32", "fp16" or "fp64", of the packed matrices.
+        data: where the batches are until then. One that is named stays after an error, for `load`
+            to go on behind what it holds; None is one that does not.
+
+    Attributes:
+        finished: whether the file is there, and was when this began.
     """
 
-    def __init__(self, path: str | os.PathLike, dtype: str = "fp32"):
-        if dtype not in STORED:
-            raise ValueError(f"`dtype` must be 'fp32' or 'fp16', but is {dtype!r}")
-        self.path, self.dtype = Path(path), dtype
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        dtype: str = "fp32",
+        data: str | os.PathLike | None = None,
+    ):
+        check_choice("dtype", dtype, tuple(STORED))
+        self.path, self.dtype, self.finished = Path(path), dtype, False
         if not self.path.parent.is_dir():
             raise FileNotFoundError(
                 f"cannot write {path}: its folder does not exist, create it first"
             )
-        self._data = self.path.with_name(f".{self.path.name}.{os.getpid()}.data")
-        self._entries: dict[str, dict] = {}
+        self._stays = data is not None
+        unnamed = self.path.with_name(f".{self.path.name}.{os.getpid()}.data")
+        self._data = Path(data) if self._stays else unnamed
+        self._file: BinaryIO | None = None
+        self._end = 0  # of what is written and belongs to whole batches of the data
+        self._facts = dict.fromkeys(("estimator", "gram", "bandwidth", "operand"))
+        self._facts |= {"layers": [], "eps": []}
         self._batches: list[dict] = []
         self._seen: set[bytes] = set()
-        self._stack: GramStack | None = None
-        self._eps = None
 
     def __enter__(self) -> "FingerprintWriter":
         for left in self.path.parent.glob(f".{self.path.name}.*.data"):
             left.unlink(missing_ok=True)  # of a process that was killed
-        self._file = open(self._data, "wb")
         return self
 
     def __exit__(self, *_) -> None:
-        self._file.close()
-        self._data.unlink(missing_ok=True)
+        if self._file is not None:
+            self._file.close()
+        if self.finished or not self._stays:
+            self._data.unlink(missing_ok=True)
 
-    def add(self, stack: GramStack, images: torch.Tensor) -> None:
-        """Write one batch.
+    def add(self, parts: Iterable[tuple[GramStack, torch.Tensor]]) -> None:
+        """Write the CKA batches of one batch of the data, each with its images.
+
+        After an error it is as if this had not been called.
 
         Raises:
             ValueError: an earlier batch held the same images: it could not be told from this one.
+            OSError: the disk is full, say.
         """
-        known = bytes(value_bytes(images))
-        if known in self._seen:
-            raise ValueError(
-                "two batches have the same `ids`: every image of the data needs a name of its own"
-            )
-        self._seen.add(known)
+        seen, batches, facts = set(), [], self._facts
+        with self._writing() as file:
+            file.seek(self._end)
+            for stack, images in parts:
+                known = bytes(value_bytes(images))
+                if known in self._seen or known in seen:
+                    raise ValueError(
+                        "two batches have the same `ids`: every image of the data needs a name of "
+                        "its own"
+                    )
+                seen.add(known)
+                digest = hashlib.sha256()
+                for value in self._values(stack, images):
+                    data = value_bytes(value)
+                    file.write(data)
+                    digest.update(data)
+                batches.append({"n": stack.n, "sha256": digest.hexdigest()})
+                facts = _joined(facts, stack)
+            end = file.tell()
+        self._end, self._facts = end, facts
+        self._batches += batches
+        self._seen |= seen
+
+    def _values(self, stack: GramStack, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What of a batch is written, in the order of `PARTS`."""
         packed = stack.packed.cpu()
         size = packed.square().mean(1).sqrt()
         # No entry is larger than √m times the root mean square: all fit into half precision.
-        scale = torch.where(torch.isfinite(size) & (size > 0), size, 1.0)
+        scaled = torch.isfinite(size) & (size > 0) & (self.dtype != EXACT)
+        scale = torch.where(scaled, size, 1.0)
         values = (packed / scale[:, None]).to(STORED[self.dtype])
-        rest = (scale, stack.diagonal.cpu(), stack.row_sums.cpu(), stack.summary.cpu(), images)
-        number, digest = len(self._batches), hashlib.sha256()
-        for name, value in zip(PARTS, (values, *rest), strict=True):
-            data = value_bytes(value)
-            self._entries[f"{number}.{name}"] = _entry(value, self._file.tell())
-            self._file.write(data)
-            digest.update(data)
-        self._batches.append({"n": stack.n, "sha256": digest.hexdigest()})
-        self._stack = stack
-        eps = stack.eps
-        self._eps = eps if self._eps is None else torch.maximum(self._eps, eps)
+        rest = (stack.diagonal.cpu(), stack.row_sums.cpu(), stack.summary.cpu(), images)
+        return values, scale, *rest
+
+    @contextmanager
+    def _writing(self) -> Iterator[BinaryIO]:
+        try:
+            if self._file is None:
+                self._file = os.fdopen(os.open(self._data, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+            yield self._file
+        except OSError as error:
+            raise OSError(f"cannot write {self.path}: {error.strerror or error}") from error
+
+    def state(self) -> dict:
+        """What `load` needs to go on from here; all that was written is safe on the disk."""
+        if self._file is not None:
+            with self._writing() as file:
+                file.flush()
+                os.fsync(file.fileno())
+        return {"end": self._end, "facts": self._facts, "batches": self._batches}
+
+    def load(self, state: Mapping, read: bool = False) -> None:
+        """Go on behind what was written when the state was taken.
+
+        Args:
+            read: the file was there, has been read, and may be gone.
+
+        Raises:
+            ValueError: what was written is not there.
+        """
+        self._end, self._facts = state["end"], dict(state["facts"])
+        self._batches = list(state["batches"])
+        if self._data.exists() and self._data.stat().st_size >= self._end:
+            self._seen = set(self._images())
+        elif read or self._is_there():
+            self.finished = True
+        else:
+            raise ValueError(
+                f"cannot resume: {self._data} does not hold what was measured before; remove the "
+                "state, and begin anew"
+            )
+
+    def _is_there(self) -> bool:
+        """Whether all that was measured has been put in its place."""
+        return self.path.exists() and Fingerprint(self.path)._plain["batches"] == self._batches
+
+    @property
+    def layers(self) -> list[str]:
+        """Of the batches so far; none where there were none."""
+        return self._facts["layers"]
+
+    def _images(self) -> Iterator[bytes]:
+        """Which images each batch that was written holds."""
+        with open(self._data, "rb") as file:
+            sizes = [batch["n"] for batch in self._batches]
+            entries = _entries(len(self.layers), sizes, self._facts["estimator"], self.dtype)
+            for name, entry in entries.items():
+                if name.endswith(".images"):
+                    begin, end = entry["data_offsets"]
+                    file.seek(begin)
+                    yield file.read(end - begin)
 
     def finish(self, model: Mapping, meta: Mapping, warnings: Iterable[str]) -> None:
         """Put the file in its place; the arguments say where it comes from, and what to mind."""
-        whole = {"eps": self._eps.tolist(), "batches": self._batches}
-        whole |= {"model": dict(model), "meta": dict(meta), "warnings": list(warnings)}
-        lead = _lead(self._stack, self.dtype, **whole) | self._entries
-        start = json.dumps(lead).encode()
-        start += b" " * (-len(start) % 8)
-        self._file.flush()
-        with array_file.replacing(self.path) as file:
-            file.write(len(start).to_bytes(8, "little") + start)
-            with open(self._data, "rb") as data:
-                shutil.copyfileobj(data, file, 1 << 24)
+        if self.finished:
+            return
+        about = {"model": model, "meta": meta, "warnings": warnings}
+        start = _start(self._facts, self._batches, self.dtype, **about)
+        with self._writing() as data, array_file.replacing(self.path) as file:
+            data.truncate(self._end)
+            data.seek(0)
+            file.write(start)
+            shutil.copyfileobj(data, file, 1 << 24)
+        self.finished = True
+
+
+def _arrays(
+    layers: int, n: int, estimator: str, dtype: str
+) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Type and shape of what is stored of a batch, in the order in which it lies there."""
+    shapes = (
+        (layers, packed_length(n, estimator)),
+        (layers,),
+        (layers, n),
+        (layers, n),
+        (layers, 5),
+    )
+    arrays = {name: (torch.float64, shape) for name, shape in zip(PARTS, shapes, strict=False)}
+    arrays["packed"] = (STORED[dtype], shapes[0])
+    return arrays | {"images": (torch.int64, (n,))}
+
+
+def stored_bytes(layers: int, n: int, estimator: str, dtype: str) -> int:
+    """What a CKA batch of n images takes on disk."""
+    arrays = _arrays(layers, n, estimator, dtype).values()
+    return sum(math.prod(shape) * dtype.itemsize for dtype, shape in arrays)
 
 
 def file_size(
     layers: Sequence[str],
-    sizes: Iterable[int],
+    sizes: Sequence[int],
     dtype: str,
     *,
     model: Mapping,
@@ -150,52 +270,77 @@ def file_size(
     """Bytes of the fingerprint of CKA batches of these sizes.
 
     Args:
-        layers, options: as for `GramStack`. dtype: of the packed matrices, "fp32" or "fp16".
+        layers, options: as for `GramStack`. dtype: of the packed matrices, as for the writer.
         model, meta, warnings: as for `FingerprintWriter.finish`.
     """
-    batches, end, entries, stack = [], 0, 0, None
-    for number, n in enumerate(sizes):
-        if stack is None or stack.n != n:
-            stack = GramStack(layers, n, device="meta", **options)
-            parts = (stack.packed.to(STORED[dtype]), stack.summary[:, 0], stack.diagonal)
-            images = torch.empty(n, dtype=torch.int64, device="meta")
-            parts += (stack.row_sums, stack.summary, images)
-        for name, value in zip(PARTS, parts, strict=True):
-            entry = _entry(value, end)
-            end = entry["data_offsets"][1]
-            entries += len(json.dumps({f"{number}.{name}": entry}))  # {} around it, or ", " before
-        batches.append({"n": n, "sha256": hashlib.sha256().hexdigest()})
-    whole = {"eps": [[torch.finfo(torch.float32).eps] * 2] * len(layers), "batches": batches}
-    whole |= {"model": dict(model), "meta": dict(meta), "warnings": list(warnings)}
-    start = len(json.dumps(_lead(stack, dtype, **whole))) + entries
-    return 8 + start + -start % 8 + end
+    stack = GramStack(layers, sizes[0], device="meta", **options)
+    facts = _made_with(stack) | {"eps": [[torch.finfo(torch.float32).eps] * 2] * len(layers)}
+    batches = [{"n": n, "sha256": hashlib.sha256().hexdigest()} for n in sizes]
+    start = _start(facts, batches, dtype, model=model, meta=meta, warnings=warnings)
+    each = {n: stored_bytes(len(layers), n, stack.estimator, dtype) for n in set(sizes)}
+    return len(start) + sum(each[n] for n in sizes)
 
 
-def _entry(value: torch.Tensor, begin: int) -> dict:
-    """What the header says of a tensor that begins at so many bytes."""
-    end = begin + value.numel() * value.itemsize
-    return {
-        "dtype": NAMES[value.dtype],
-        "shape": list(value.shape),
-        "data_offsets": [begin, end],
-    }
-
-
-def _lead(stack: GramStack, dtype: str, **whole) -> dict:
-    """What the header says of all batches: how they were made, and what `finish` is told."""
+def _start(
+    facts: Mapping,
+    batches: Sequence[Mapping],
+    dtype: str,
+    *,
+    model: Mapping,
+    meta: Mapping,
+    warnings: Iterable[str],
+) -> bytes:
+    """All of the file that stands before the arrays."""
     plain = {
+        **facts,
+        "dtype": dtype,
+        "batches": batches,
+        "model": dict(model),
+        "meta": dict(meta),
+        "warnings": list(warnings),
+    }
+    text = json.dumps(array_file.plain(plain, "fingerprint"))
+    header = {"schema": array_file.SCHEMA, "kind": "fingerprint", "contents": text}
+    header["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    sizes = [batch["n"] for batch in batches]
+    entries = _entries(len(facts["layers"]), sizes, facts["estimator"], dtype)
+    start = json.dumps({"__metadata__": {array_file.KEY: json.dumps(header)}} | entries).encode()
+    start += b" " * (-len(start) % 8)
+    return len(start).to_bytes(8, "little") + start
+
+
+def _entries(layers: int, sizes: Iterable[int], estimator: str, dtype: str) -> dict[str, dict]:
+    """What the header says of each array: its type, its shape and its place."""
+    entries, begin = {}, 0
+    for number, n in enumerate(sizes):
+        for name, (kind, shape) in _arrays(layers, n, estimator, dtype).items():
+            end = begin + math.prod(shape) * kind.itemsize
+            entries[f"{number}.{name}"] = {
+                "dtype": NAMES[kind],
+                "shape": list(shape),
+                "data_offsets": [begin, end],
+            }
+            begin = end
+    return entries
+
+
+def _made_with(stack: GramStack) -> dict:
+    """What Gram matrices are of, as the header says it."""
+    return {
         "layers": list(stack.layers),
         "estimator": stack.estimator,
         "gram": stack.gram,
         "bandwidth": stack.bandwidth,
         "operand": None if stack.operand is None else str(stack.operand),
-        "dtype": dtype,
-        **whole,
     }
-    text = json.dumps(array_file.plain(plain, "fingerprint"))
-    header = {"schema": array_file.SCHEMA, "kind": "fingerprint", "contents": text}
-    header["sha256"] = hashlib.sha256(text.encode()).hexdigest()
-    return {"__metadata__": {array_file.KEY: json.dumps(header)}}
+
+
+def _joined(facts: Mapping, stack: GramStack) -> dict:
+    """What holds of all batches, with one more."""
+    eps = stack.eps.tolist()
+    before = facts["eps"] or eps
+    largest = [list(map(max, *rows)) for rows in zip(before, eps, strict=True)]
+    return _made_with(stack) | {"eps": largest}
 
 
 class Fingerprint:
@@ -301,7 +446,8 @@ class Fingerprint:
         stack.diagonal.copy_(parts["diagonal"])
         stack.row_sums.copy_(parts["row_sums"])
         stack.summary.copy_(parts["summary"])
-        stack.summary[:, CENTRED] = stack.packed.square().sum(1)  # of the digits that were kept
+        if self._plain["dtype"] != EXACT:  # of the digits that were kept
+            stack.summary[:, CENTRED] = stack.packed.square().sum(1)
         stack.eps = torch.tensor(self._plain["eps"], dtype=torch.float64)
         return stack.as_filled()
 
@@ -352,16 +498,24 @@ class Measured:
     def stacks(self, inputs: Inputs, parts: list[slice], batch: int) -> list[GramStack]:
         """The stacks of the same images, part by part."""
         (images,) = inputs.args
-        found = []
-        for part in parts:
-            number = self.fingerprint.find(images[part])
-            if number is None:
-                raise ValueError(
-                    f"batch {batch} of `data` holds other images than any batch of "
-                    f"{self.fingerprint.path}, or in another order{_how(self.fingerprint.meta)}"
-                )
-            found.append(self.fingerprint.stack(number, self._operand, self.device))
-        return found
+        return [
+            self.fingerprint.stack(number, self._operand, self.device)
+            for number in self.places(images, parts, batch)
+        ]
+
+    def places(self, images: torch.Tensor, parts: list[slice], batch: int) -> list[int]:
+        """The numbers under which parts of a batch are stored.
+
+        Raises:
+            ValueError: the fingerprint is of other images.
+        """
+        numbers = [self.fingerprint.find(images[part]) for part in parts]
+        if None in numbers:
+            raise ValueError(
+                f"batch {batch} of `data` holds other images than any batch of "
+                f"{self.fingerprint.path}, or in another order{_how(self.fingerprint.meta)}"
+            )
+        return numbers
 
     def identity(self) -> dict:
         return {"fingerprint": [one["sha256"] for one in self.fingerprint._plain["batches"]]}

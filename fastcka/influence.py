@@ -40,9 +40,9 @@ def as_pairs(influence: Iterable, models: Sequence[str], many: bool) -> list[Pai
 
 
 def check_layers(pairs: Iterable[Pair], layers: Mapping[str, Sequence[str]]) -> None:
-    """Every layer must be one of those that are compared."""
+    """Every layer must be one of those that are compared, where its model is among these."""
     for model, layer in (end for pair in pairs for end in pair):
-        if layer not in layers[model]:
+        if model in layers and layer not in layers[model]:
             near = get_close_matches(layer, layers[model], n=3) or layers[model][:3]
             raise ValueError(
                 f"`influence` names layer {layer!r}, which is none of those compared of model "

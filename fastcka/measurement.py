@@ -18,6 +18,7 @@ from fastcka.fingerprints import Measured
 from fastcka.gram_stack import GramStack
 from fastcka.influence import as_pairs
 from fastcka.interrupts import Interrupts
+from fastcka.keeping import Keeper
 from fastcka.options import check_whole_number
 from fastcka.participant import Inputs, Participant, autocast_name
 from fastcka.result import CKAResult, CKAResults
@@ -26,7 +27,7 @@ from fastcka.streaming import SMALLEST_BATCH, MinibatchCKA
 from fastcka.warning import CKAWarning
 
 # Of what a checkpoint holds; another one is not resumed.
-SCHEMA = 2
+SCHEMA = 3
 
 
 def measure(
@@ -35,19 +36,20 @@ def measure(
     *,
     n: int | None,
     passes: int,
-    progress: bool,
+    progress: bool | str,
     many: bool,
     checkpoint: Checkpoint | None,
     share: Share,
-    watch: Callable[[object, list[slice], list], None] | None = None,
+    keep: Keeper | None = None,
+    quiet: bool = False,
     influence: Sequence[tuple] = (),
     ids: Callable | None = None,
     **options,
 ) -> CKAResult | CKAResults:
     """Run the models over the data; `options` are those of `MinibatchCKA`.
 
-    `watch` is given each batch, its parts, and the Gram matrices of each, by model. `ids` names the
-    images of a batch, for `influence`.
+    `keep` takes the Gram matrices of each batch; with `quiet`, what is told is in the result alone.
+    `ids` names the images of a batch, for `influence`.
     """
     if n is not None:
         check_whole_number("n", n, SMALLEST_BATCH)
@@ -56,30 +58,32 @@ def measure(
     sums = _Sums(participants, many, options, influence, now)
     course = Course(data, n, passes, share, watched=checkpoint is not None or share.ranks > 1)
     account = Account(participants, course, ids)
-    state = _State(participants, course, account, sums, None if now.rehearsal else checkpoint)
-    _warn(account.before)
+    state = _State(participants, course, account, sums, None if now.rehearsal else checkpoint, keep)
+    _warn([] if quiet else account.before)
     with Interrupts() as interrupts:
         try:
             state.begin()
             with ExitStack() as stack:
-                for participant in participants:
+                for participant in [] if state.finished else participants:
                     stack.enter_context(participant.ready())
                 now.start(participants, course)
                 shown = progress and not now.rehearsal
-                for turn, number, batch in now.some(course.batches(sums.examples, shown)):
+                for turn, number, batch in now.some(state.batches(shown)):
                     inputs = sums.inputs(batch)
                     parts = course.slices(_common_size(inputs))
+                    kept = keep and keep.images((turn, number), batch, parts[-1].stop)
                     stacks = sums.stacks(batch, inputs, parts, number)
                     now.hold(batch, inputs, stacks)
-                    if watch is not None:
-                        watch(batch, parts, stacks)
                     images = account.names(batch, parts[-1].stop) if influence else None
                     now.begin(PRODUCTS)
-                    with interrupts.after(), state.changing():
-                        index = partial(course.index, number)
-                        sums.add(parts, stacks, index, again=turn > 0, images=images)
-                        account.see(batch, parts)
-                        course.done(turn, number)
+                    with interrupts.after():
+                        if keep is not None:
+                            keep.add(kept, parts, stacks)
+                        with state.changing():
+                            index = partial(course.index, number)
+                            sums.add(parts, stacks, index, again=turn > 0, images=images)
+                            account.see(batch, parts)
+                            course.done(turn, number)
                     for notice in sums.notices:
                         account.note(notice)
                     state.save_if_due()
@@ -92,8 +96,10 @@ def measure(
                 _keep(error, state, sums, account, many)
             raise
     results = account.explain(sums.results())
+    if keep is not None:
+        keep.finish(next(iter(results.values())), account.state(), course.division)
     told = dict.fromkeys(told for each in results.values() for told in each.warnings)
-    _warn([message for message in told if message not in account.before])
+    _warn([] if quiet else [message for message in told if message not in account.before])
     return _returned(results, many)
 
 
@@ -124,9 +130,10 @@ class _State:
         account: Account,
         sums: "_Sums",
         checkpoint: Checkpoint | None,
+        keep: Keeper | None,
     ):
         self.participants, self.course, self.account = participants, course, account
-        self.sums, self.checkpoint = sums, checkpoint
+        self.sums, self.checkpoint, self.keep = sums, checkpoint, keep
         self._identity: dict = {}
         self._whole = True  # False where an error came in the middle of adding up
 
@@ -149,6 +156,7 @@ class _State:
             "passes": self.course.passes,
             "autocast": autocast_name(self.participants),
             "processes": share.ranks,
+            "kept": self.keep and self.keep.identity(),
             "weights": weights,
         }
         for rank, theirs in enumerate(share.everyone(self._identity)):
@@ -175,10 +183,22 @@ class _State:
                     "there"
                 )
             with self.changing():
+                if self.keep is not None:
+                    self.keep.load(plain["kept"])
                 self.sums.load([(plain["sums"], tensors)])
                 self.course.load(plain["course"])
                 self.account.merge(plain["account"])
                 self.account.resumed(plain["sums"]["counts"])
+
+    @property
+    def finished(self) -> bool:
+        """Whether all that is kept is there already."""
+        return self.keep is not None and self.keep.finished
+
+    def batches(self, progress: bool | str) -> Iterator[tuple[int, int, object]]:
+        """Those that are to be run."""
+        if not self.finished:
+            yield from self.course.batches(self.sums.examples, progress)
 
     @contextmanager
     def changing(self) -> Iterator[None]:
@@ -205,6 +225,7 @@ class _State:
             "course": self.course.state(),
             "account": self.account.state(),
             "sums": sums,
+            "kept": self.keep and self.keep.state(),
         }
         return plain, tensors
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fastcka.checkpoint import states
+from fastcka.checkpoint import forget, states
 
 LOCK = ".lock"
 
@@ -62,10 +62,9 @@ def output_folder(
             )
     _make(folder)
     try:
-        with _lock(folder):
+        with writing(folder / LOCK, folder):
             if overwrite and not resume:
-                for *_, left in states(folder / state):
-                    left.unlink()
+                forget(folder / state)
             yield folder
     finally:
         with suppress(OSError):
@@ -88,30 +87,34 @@ def _locked(folder: Path) -> bool:
     if not (folder / LOCK).exists():
         return False
     try:
-        with _lock(folder):
+        with writing(folder / LOCK, folder):
             return False
     except ValueError:
         return True
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Held by the operating system for this process: a kill sets it free."""
+def writing(lock: Path, place: Path) -> Iterator[None]:
+    """Alone in `place`, by a file that the operating system holds for us: a kill sets it free.
+
+    Raises:
+        ValueError: another run is there.
+    """
     try:
         import fcntl
-    except ImportError:  # Windows: two runs in one folder are not told apart
+    except ImportError:  # Windows: two runs in one place are not told apart
         yield
         return
-    with open(folder / LOCK, "w") as file:
+    with open(lock, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"another run is writing to {folder}: wait for it, or give another --output"
+                f"another run is writing to {place}: wait for it, or give another --output"
             ) from None
         except OSError:  # a file system without locks, as some of clusters
             pass
         try:
             yield
         finally:
-            (folder / LOCK).unlink(missing_ok=True)
+            lock.unlink(missing_ok=True)

@@ -19,13 +19,14 @@ def run(options: argparse.Namespace) -> None:
     starting = time.process_time()  # nobody else knows when the process began
     options.silent = options.quiet = True
     options.save_every, options.errors, options.title, options.overwrite = 300, False, None, False
+    options.one_by_one = False
     labels, layers = asked(options)
     with processes(options.threads) as share, TemporaryDirectory() as folder:
         if share.ranks > 1:
             raise ValueError("a plan is of one process: start it without torchrun")
         place = Path(folder)
         began = time.perf_counter()
-        everyone, data = loaded(options, labels, place, share)
+        everyone, data = loaded(options, labels, layers, place, share)
         loading = time.perf_counter() - began
         plan, result = rehearsed(lambda: measured(options, everyone, layers, data, place, share))
         plan = _with_files(plan, result, options, place)

@@ -109,7 +109,7 @@ def plan(run: Callable, /, *arguments, **options) -> Plan:
     Raises:
         TypeError: `run` is another function.
         ValueError: the data can be read once only, or the call is `distributed`: each process takes
-            what one does, and its share of the time.
+            what one does, and its share of the time; or it is `one_by_one`, of several runs.
         RuntimeError: the system does not tell the memory of a process.
         As `run`: what it refuses, it refuses here.
 
@@ -127,6 +127,11 @@ def plan(run: Callable, /, *arguments, **options) -> Plan:
         raise TypeError(
             f"`run` must be fastcka.compare or fastcka.compare_many, but is {name}: give the "
             "function itself, and behind it what it is called with"
+        )
+    if options.get("one_by_one"):
+        raise ValueError(
+            "a plan is of models that run together: leave `one_by_one` out; of models that do not "
+            "fit together, plan each alone, with itself"
         )
     return rehearsed(lambda: run(*arguments, **options))[0]
 

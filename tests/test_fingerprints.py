@@ -204,7 +204,9 @@ def test_what_is_wrong_is_told_and_leaves_no_file(tmp_path):
         fingerprint(path, ids=None)
     with pytest.raises(ValueError, match="`ids` names 3 images, but the batch holds 20"):
         fingerprint(path, ids=lambda batch: [1, 2, 3])
-    with pytest.raises(ValueError, match="`dtype` must be 'fp32' or 'fp16', but is 'int8'"):
+    with pytest.raises(
+        ValueError, match="`dtype` must be one of 'fp32', 'fp16', 'fp64', but is 'int8'"
+    ):
         fingerprint(path, dtype="int8")
     with pytest.raises(FileNotFoundError, match="its folder does not exist"):
         fingerprint(tmp_path / "no" / "a.fp")

@@ -283,6 +283,8 @@ REFUSALS = [
     (lambda: plan(compare, net(), data=[]), ValueError, "`data` gave no batches"),
     (lambda: plan(compare, net(), data=[images(8)], distributed=True), RuntimeError,
      "`distributed` needs several"),
+    (lambda: plan(compare, net(), net(seed=1), [images(8)], one_by_one=True), ValueError,
+     "a plan is of models that run together: leave `one_by_one` out"),
 ]  # fmt: skip
 
 

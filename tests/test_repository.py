@@ -31,12 +31,13 @@ ORDER = [
     ["batch", "hsic_sums", "centred_rows", "measures"],
     ["chance_sums", "measure_sums", "influence_sums"],
     ["stored_features"],
-    ["functional", "streaming"],
+    ["functional", "streaming", "logbook"],
     ["participant", "distributed"],
     ["course", "fingerprints"],
-    ["account"],
-    ["measurement", "rehearsal"],
-    ["comparison"],
+    ["account", "arguments", "keeping"],
+    ["measurement", "alone", "rehearsal"],
+    ["one_by_one"],
+    ["comparison", "fingerprinting"],
     ["planning"],
     ["info", "summary", "influence_table", "launch", "output_folder", "training"],
     ["command"],
@@ -181,22 +182,27 @@ def test_public_docstrings_have_an_example(member):
 README = (ROOT / "README.md").read_text()
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+PAGES = [ROOT / "README.md", ROOT / "docs" / "long_runs.md"]
 
 
-def test_python_of_the_readme_runs_and_prints_what_it_says(capsys, tmp_path, monkeypatch):
+def blocks(language, page=PAGES[0]):
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.S)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_of_a_page_runs_and_prints_what_it_says(capsys, tmp_path, monkeypatch, page):
     monkeypatch.chdir(tmp_path)
     torch.use_deterministic_algorithms(False)
-    for code in blocks("python"):
+    for code in blocks("python", page):
         expected = [line.split("# prints ")[1] for line in code.splitlines() if "# prints" in line]
-        exec(compile(code, "README.md", "exec"), {})
+        exec(compile(code, page.name, "exec"), {})
         printed = capsys.readouterr().out.splitlines()
         assert printed == expected
 
 
-def test_commands_of_the_readme_are_commands():
-    lines = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
+def test_commands_of_the_pages_are_commands():
+    lines = "".join(block for page in PAGES for block in blocks("bash", page))
+    lines = lines.replace("\\\n", " ").splitlines()
     commands = [line.split("fastcka ", 1)[1] for line in lines if re.search(r"\bfastcka ", line)]
     assert len(commands) >= 5
     for command in commands:

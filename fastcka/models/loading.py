@@ -18,13 +18,13 @@ class Network:
 
     Attributes:
         name: a label, without the folders of files.
-        module: in evaluation mode, float32, on the CPU.
+        module: in evaluation mode, float32, on the CPU; None where the rest alone is known.
         data_config: input size, interpolation, crop, mean and standard deviation, as timm has them.
         provenance: what the numbers depend on; can be written as JSON.
     """
 
     name: str
-    module: torch.nn.Module
+    module: torch.nn.Module | None
     data_config: dict
     provenance: dict
 
