@@ -19,7 +19,7 @@ from fastcka.provenance import provenance
 from fastcka.result import CKAResult
 
 # Of what is known of an image folder, what may change before a comparison goes on.
-PLACE = ("root", "broken", "on_broken")
+PLACE = ("root", "shards", "broken", "on_broken")
 
 
 class Account:

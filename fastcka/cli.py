@@ -207,7 +207,12 @@ def _add_state(add: Callable) -> None:
 
 def _add_data(parser) -> Callable:
     add = parser.add_argument_group("data").add_argument
-    add("--data", metavar="DIR", help="folder of images; without it, images are generated")
+    add(
+        "--data",
+        metavar="DIR",
+        help="folder of images or of .tar shards, or 'x-{000..099}.tar'; without it, images are "
+        "generated",
+    )
     add("--generate", type=int, metavar="N", help="how many, without --data (default: 512)")
     add("--max-images", type=int, metavar="N", help="take so many, chosen at random")
     add(

@@ -1,4 +1,4 @@
-"""Images: generated ones with known cues, and batches of those in a folder, in seeded order."""
+"""Images: batches in seeded order, of folders and shards, and generated ones with known cues."""
 
 from fastcka.data.cues import Cues, Trigger, contact_sheet, write_images
 from fastcka.data.images import ImageBatches

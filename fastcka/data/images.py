@@ -1,4 +1,4 @@
-"""Batches of the images in a folder, as several models see them, each file decoded once."""
+"""Batches of images on the disk, as several models see them, each file decoded once."""
 
 import hashlib
 import io
@@ -12,7 +12,9 @@ from functools import cached_property
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from fastcka.data.folder import Folder
 from fastcka.data.order import BatchOrder
+from fastcka.data.shards import Shards, shards
 from fastcka.options import check_choice, check_whole_number
 
 # Seconds without a batch from the workers, after which one of them hangs.
@@ -20,13 +22,16 @@ PATIENCE = 600.0
 
 
 class ImageBatches:
-    """Batches of the images under a folder, in seeded random order.
+    """Batches of the images under a folder, or in the shards of webdataset, in seeded random order.
 
     Images are files ending in .jpg, .jpeg or .png, at any depth; the innermost folder is the class.
-    They are converted to RGB; EXIF orientation is not applied, as in timm.
+    They are converted to RGB; EXIF orientation is not applied, as in timm. The same names in tar
+    files, in whatever order, are the same batches; there a .cls file of the same key may say the
+    class. Tar files are read in place: nothing is unpacked, and nothing fetched.
 
     Args:
-        root: the folder.
+        root: the folder of images, or of .tar files; or these by name, with braces for several:
+            "train-{0000..0146}.tar".
         transforms: name of a view -> function of a PIL RGB image to a tensor. All views come from
             one decoding of the file, and a function that several views share is applied once.
         batch_size: images a batch, from 1 on.
@@ -41,8 +46,8 @@ class ImageBatches:
 
     Raises:
         FileNotFoundError, PermissionError: `root` does not exist or may not be read.
-        ValueError: `root` is a file or holds no images; another argument is out of range; during
-            iteration, a file that cannot be decoded.
+        ValueError: `root` is another file, or holds no images; a tar file is damaged or compressed;
+            another argument is out of range; during iteration, a file that cannot be decoded.
 
     Iterating gives {"views": {name: tensor [n, ...]}, "label": int64 [n], "index": int64 [n],
     "file": int64 [n]}: the numbers of the files in the sorted list of all, and the first 8 bytes of
@@ -80,14 +85,14 @@ class ImageBatches:
             raise ValueError(f"`transforms` must name at least one view, but is {transforms!r}")
         self.root, self.batch_size, self.seed = os.fspath(root), batch_size, seed
         self._workers, self._on_broken = workers, on_broken
-        files, self._classes = _find(self.root)
-        self._found = len(files)
+        self._source = _source(self.root)
+        files = self._source.files
         if max_images is not None and max_images < len(files):
             generator = torch.Generator().manual_seed(seed)
             chosen = torch.randperm(len(files), generator=generator)[:max_images].sort().values
             files = [files[i] for i in chosen.tolist()]
         self._transforms = dict(transforms)
-        self._dataset = _Images(self.root, files, self._transforms)
+        self._dataset = _Images(self._source, files, self._transforms)
         self._order = BatchOrder(len(files), batch_size, seed)
         self._broken = set()
 
@@ -133,7 +138,7 @@ class ImageBatches:
         for number, (batch, broken) in zip(numbers, loader, strict=True):
             if broken and self._on_broken == "stop":
                 raise ValueError(
-                    f"cannot read the image {broken[0].name!r} in {self.root!r}: "
+                    f"cannot read the image {broken[0].name!r} in {broken[0].place!r}: "
                     f"{broken[0].reason}; repair or remove it, or skip such images (on_broken)"
                 )
             self._broken.update(file.name for file in broken)
@@ -166,8 +171,8 @@ class ImageBatches:
     @cached_property
     def _digest(self) -> str:
         names = hashlib.sha256()
-        for _, name, _ in self._dataset.files:
-            size = os.path.getsize(os.path.join(self.root, name))
+        for number, name, _ in self._dataset.files:
+            size = self._source.size(number)
             names.update(os.fsencode(name) + f"\0{size}\n".encode())
         return names.hexdigest()
 
@@ -180,15 +185,16 @@ class ImageBatches:
         """
         return {
             "root": os.path.abspath(self.root),
-            "files_found": self._found,
+            "files_found": len(self._source.files),
             "files_used": len(self._dataset.files),
-            "classes": self._classes,
+            "classes": self._source.classes,
             "seed": self.seed,
             "order": "torch.randperm of (seed, pass)",
             "batch_size": self.batch_size,
             "sha256": self._digest,
             "on_broken": self._on_broken,
             "broken": self.broken,
+            **self._source.facts,
         }
 
 
@@ -213,11 +219,17 @@ class _Broken:
 
     name: str
     reason: str
+    place: str
 
 
 class _Images(Dataset):
-    def __init__(self, root: str, files: list[tuple[int, str, int]], views: dict[str, Callable]):
-        self.root, self.files = root, files
+    def __init__(
+        self,
+        source: Folder | Shards,
+        files: list[tuple[int, str, int]],
+        views: dict[str, Callable],
+    ):
+        self.source, self.files = source, files
         unique = {id(transform): transform for transform in views.values()}
         self.transforms = list(unique.values())
         self.views = {name: list(unique).index(id(views[name])) for name in views}
@@ -227,13 +239,13 @@ class _Images(Dataset):
 
         index, name, label = self.files[i]
         try:
-            with open(os.path.join(self.root, name), "rb") as file:
-                content = file.read()
+            content = self.source.read(index)
             with Image.open(io.BytesIO(content)) as opened:
                 image = opened.convert("RGB")
         # Decoders raise anything, from OSError to SyntaxError.
         except Exception as error:
-            return _Broken(name, textwrap.shorten(str(error), 200) or type(error).__name__)
+            reason = textwrap.shorten(str(error), 200) or type(error).__name__
+            return _Broken(name, reason, self.source.place(index))
         digest = hashlib.sha256(content).digest()
         known = int.from_bytes(digest[:8], "little", signed=True)
         return index, known, label, [transform(image) for transform in self.transforms]
@@ -254,19 +266,27 @@ class _Images(Dataset):
         return batch, broken
 
 
-def _find(root: str) -> tuple[list[tuple[int, str, int]], int]:
-    """(number, name relative to root, class) of every image, sorted, and the number of classes."""
-    from timm.data.readers.reader_image_folder import find_images_and_targets
-
-    if not os.path.exists(root):
-        raise FileNotFoundError(f"the image folder {root!r} does not exist")
-    if not os.path.isdir(root):
-        raise ValueError(f"the image folder {root!r} is a file; give the folder that holds it")
-    if not os.access(root, os.R_OK | os.X_OK):
+def _source(root: str) -> Folder | Shards:
+    """What holds the images."""
+    what = (
+        "a folder of .jpg, .jpeg or .png files, or of .tar shards, or shards as 'x-{000..099}.tar'"
+    )
+    if found := ([] if os.path.isdir(root) else shards(root)):
+        source = Shards(root, found)
+    elif not os.path.exists(root):
+        raise FileNotFoundError(f"the image folder {root!r} does not exist: give {what}")
+    elif not os.path.isdir(root):
+        raise ValueError(
+            f"the image folder {root!r} is a file; give the folder that holds it, or {what}"
+        )
+    elif not os.access(root, os.R_OK | os.X_OK):
         raise PermissionError(f"the image folder {root!r} may not be read by this user")
-    # Sorted here: timm's natural order leaves open which of 1.png and 01.png comes first.
-    found, classes = find_images_and_targets(root, sort=False)
-    named = sorted((os.path.relpath(path, root), label) for path, label in found)
-    if not named:
-        raise ValueError(f"the image folder {root!r} holds no .jpg, .jpeg or .png files")
-    return [(i, name, label) for i, (name, label) in enumerate(named)], len(classes)
+    else:
+        source = Folder(root)
+        if not source.files and (found := shards(root)):
+            source = Shards(root, found)
+    if not source.files:
+        raise ValueError(
+            f"the image folder {root!r} holds no .jpg, .jpeg or .png files: give {what}"
+        )
+    return source
