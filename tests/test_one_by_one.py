@@ -712,6 +712,7 @@ def launched(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs gloo")
 @pytest.mark.filterwarnings("ignore:.* left out")
 def test_several_processes_each_keep_their_own_batches(launched):

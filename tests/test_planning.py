@@ -49,7 +49,7 @@ def layered(run, options):
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("count", [69, 2609])
+@pytest.mark.parametrize("count", [69, pytest.param(2609, marks=pytest.mark.slow)])
 def test_the_files_have_the_sizes_that_were_planned(tmp_path, name, count):
     run, models, options = CASES[name]
     state = tmp_path / "state"
@@ -335,6 +335,7 @@ data = torch.randn(8 * 260, 4).split(8)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the operating system does not tell the peak")
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LARGE)
 def test_the_memory_is_that_of_the_run(kind, tmp_path):
     program = PROGRAM.format(model=LARGE[kind])

@@ -136,7 +136,10 @@ def test_cells_of_a_mask_are_those_of_the_grid():
 # --- training
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(
+    "network",
+    [n if "resnet" in n else pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS],
+)
 def test_the_loss_falls(network, images):
     # All its steps on one small set: it must at least learn that by heart.
     recipe = Recipe(network, **{**FEW, "pool": 16, "images": 16 * 30})
@@ -270,6 +273,7 @@ with processes(1) as share:
 """
 
 
+@pytest.mark.slow
 def test_several_processes_find_the_gradients_of_one(images, folder, tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
     launch = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone"]
