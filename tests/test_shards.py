@@ -228,6 +228,17 @@ def test_a_shard_that_shrinks_while_it_is_read_breaks_its_images(sharded):
     assert 0 < len(images.broken) <= 7
 
 
+def test_a_member_that_lacks_its_last_byte_is_broken_though_it_could_be_decoded(tmp_path):
+    content = png(1) + b"behind"
+    path = pack(tmp_path / "x.tar", [("1.png", content)])
+    images = batches(path)
+    os.truncate(path, 512 + len(content) - 1)
+    with pytest.raises(
+        ValueError, match=f"the shard ends after {len(content) - 1} of {len(content)}"
+    ):
+        list(images)
+
+
 def cut(whole):
     return whole[: len(whole) // 2 + 100]
 
