@@ -32,6 +32,8 @@ from fastcka.participant import Inputs
 from fastcka.trail import value_bytes
 
 SUFFIX = ".fp"
+# CKA batches of a file: a header has 100 MB at most in safetensors, and a batch takes 700 bytes.
+MOST = 130_000
 # As they were computed: what is compared from disk has the bits of what was not.
 EXACT = "fp64"
 STORED = {"fp32": torch.float32, "fp16": torch.float16, EXACT: torch.float64}
@@ -147,6 +149,11 @@ class FingerprintWriter:
                     digest.update(data)
                 batches.append({"n": stack.n, "sha256": digest.hexdigest()})
                 facts = _joined(facts, stack)
+            if len(self._batches) + len(batches) > MOST:
+                raise ValueError(
+                    f"a fingerprint holds up to {MOST:,} CKA batches, and these are more: take a "
+                    "larger `n`, or a part of the images for each of several fingerprints"
+                )
             end = file.tell()
         self._end, self._facts = end, facts
         self._batches += batches

@@ -11,7 +11,7 @@ from tolerance import CKA, FLOAT64, OPERAND, assert_close
 from torchvision.transforms.functional import to_tensor
 
 import fastcka
-from fastcka import CKAResult, Fingerprint
+from fastcka import CKAResult, Fingerprint, fingerprints
 from fastcka.cli import main
 from fastcka.data import ImageBatches, write_images
 from fastcka.fingerprints import image_numbers
@@ -370,3 +370,16 @@ def test_fingerprints_on_the_command_line_hold_their_images(tmp_path, capsys):
 
 def mixed_arguments(paths, usual, tmp_path):
     return ["compare", "test_vit", paths[1], *usual, "--output", str(tmp_path / "again")]
+
+
+def test_as_many_batches_as_a_file_may_hold_can_be_read(monkeypatch, tmp_path):
+    facts = {"layers": ["a" * 60] * 3, "estimator": "unbiased", "eps": [[1e-7] * 2] * 3}
+    batches = [{"n": 1024, "sha256": "0" * 64}] * fingerprints.MOST
+    start = fingerprints._start(facts, batches, "fp32", model={}, meta={}, warnings=())
+    assert len(start) < 100_000_000 - 2_000_000
+    monkeypatch.setattr(fingerprints, "MOST", 1)
+    model, data = torch.nn.Sequential(torch.nn.Linear(8, 3)), torch.randn(24, 8).split(8)
+    with pytest.raises(ValueError, match="a fingerprint holds up to 1 CKA batches, and these are"):
+        fastcka.fingerprint(
+            model, data, tmp_path / "x.fp", ids=lambda x: [str(row.sum().item()) for row in x]
+        )
