@@ -200,6 +200,19 @@ def test_a_training_that_is_stopped_leaves_a_state_and_goes_on(folder, tmp_path,
     assert same(*(network.state_dict() for network in loaded))
 
 
+def test_a_damaged_state_is_refused_and_stays(folder, images, tmp_path):
+    recipe = Recipe("fastcka_resnet_mini", **FEW, seed=9)
+    state = folder / f"training-{recipe.key}.safetensors"
+    held = Training(recipe, images).state()
+    del held["step"]
+    for content in (b"nothing", array_file.write(tmp_path / "x", "training", [held]).read_bytes()):
+        state.write_bytes(content)
+        with pytest.raises(ValueError, match=r"is damaged, or no file .*; remove it to begin anew"):
+            train(recipe, tmp_path / "w.safetensors", folder=folder, progress=False)
+        assert state.read_bytes() == content
+    state.unlink()
+
+
 def test_a_part_of_the_images_is_the_first_of_them(images):
     recipe = Recipe("fastcka_resnet_mini", **FEW, fraction=1 / 3)
     kept = Pool(*(array.copy() for array in images))

@@ -208,7 +208,11 @@ def train(
     training = Training(recipe, drawn, start=start, device=device, share=share)
     unfinished = folder / f"training-{recipe.key}.safetensors"
     if unfinished.exists():
-        training.load_state(array_file.read(unfinished, STATE)[0])
+        try:
+            with array_file.understood(unfinished):
+                training.load_state(array_file.read(unfinished, STATE)[0])
+        except ValueError as error:
+            raise ValueError(f"{error}; remove it to begin anew") from None
     started, saved, before = monotonic(), monotonic(), training.step
     with (
         Interrupts() as interrupts,
