@@ -178,7 +178,8 @@ class Sleeping(torch.utils.data.Dataset):
 def test_processes_that_decode_are_as_fast_as_they_are_in_the_long_run(seconds, expected):
     loader = DataLoader(Sleeping(), 4, shuffle=True, num_workers=2)
     found = plan(compare, Slow(seconds), data=loader, layers_a="layer")
-    assert sum(found.seconds.values()) == pytest.approx(60 * expected, rel=0.15)
+    once = found.seconds["start and end"]  # the start of processes, which depends on the machine
+    assert sum(found.seconds.values()) - once == pytest.approx(60 * expected, rel=0.15)
     assert found.worker_memory == 4 * 2 * (16 * 4)  # with its copy
 
 
