@@ -384,7 +384,7 @@ def test_models_that_do_not_run_take_part(tmp_path, place):
     pairs = [(("stored", "0"), ("b", "6")), (("a", "0"), ("b", "0"))]
     options = {"ids": data.ids, "n": 5, "calibrate": 3, "influence": pairs}
     expected = compare_many(data, dict(named), **options)
-    assert expected["a", "b"].images == tuple(range(60))
+    assert expected["a", "b"].images == tuple(range(65))
     found = compare_many(data, dict(named), one_by_one=True, **options)
     assert_same_results(found, expected)
 
