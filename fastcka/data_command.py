@@ -12,6 +12,8 @@ def run(options: argparse.Namespace) -> None:
         trigger = Trigger(options.trigger, options.trigger_place, options.trigger_share)
     elif options.trigger_place != "fixed" or options.trigger_share != 1:
         raise ValueError("--trigger-place and --trigger-share do nothing without --trigger")
+    if options.mixture != 0.5 and options.label_rule != "mixture":
+        raise ValueError("--mixture does nothing without --label-rule mixture")
     if not (options.export or options.sheet):
         raise ValueError("say where to: --export FOLDER, --sheet FILE.png, or both")
     images = {

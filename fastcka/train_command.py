@@ -54,7 +54,7 @@ def arms() -> str:
         path = small.trained(network).get(tag)
         accuracy = f"{known_of(path)['accuracy']:6.1%}" if path else "     –"
         where = "" if path is None else "shipped" if path.parent == small.WEIGHTS else str(path)
-        rows.append(f"{name:<36} {accuracy}  {arm.recipe.label:<8} {where or 'not trained yet'}")
+        rows.append(f"{name:<39} {accuracy}  {arm.recipe.label:<8} {where or 'not trained yet'}")
     return "\n".join(rows)
 
 

@@ -341,3 +341,11 @@ def test_the_table_of_factors_tells_the_truth(tmp_path):
 
 def test_fields_of_random_bits_have_names_of_their_own():
     assert len(set(FIELDS)) == len(FIELDS)
+
+
+def test_the_images_end():
+    images = Cues(3, size=16)
+    assert len(list(images)) == 3
+    for number in (3, -1):
+        with pytest.raises(IndexError, match=f"there are 3 images, and none has .* {number}"):
+            images[number]

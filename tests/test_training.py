@@ -329,7 +329,8 @@ def test_trained_networks_are_found_by_their_names(tmp_path):
     folder = tmp_path / "networks"
     write_weights(folder / "fastcka_resnet_mini.mine.safetensors", network, {"recipe": {}})
     code = (
-        "from fastcka import models; n = models.load('fastcka_resnet_mini.mine', pretrained=True); "
+        "from fastcka import models; n = models.load('fastcka_resnet_mini.mine'); "
+        "assert models.load('fastcka_resnet_mini').provenance['weights'] == 'untrained, seed 0'; "
         "print(n.provenance['weights'], float(n.module.conv1.weight.detach().sum()), "
         "models.known('fastcka_resnet_mini.m*'))"
     )

@@ -85,9 +85,11 @@ def _cfg(name: str, file: Path | None) -> dict:
 def _cfgs() -> dict:
     cfgs = {}
     for name in NETWORKS:
-        tags = trained(name) or {"": None}
-        # The first is what the bare name means: the plain one.
-        for tag in sorted(tags, key=lambda tag: (tag != "shape", tag)):
+        tags = trained(name)
+        if "shape" not in tags:
+            tags = {"": None} | tags
+        # The first is what the bare name means: the plain one, and no other.
+        for tag in sorted(tags, key=lambda tag: (tag not in ("", "shape"), tag)):
             cfgs[f"{name}.{tag}" if tag else name] = _cfg(name, tags[tag])
     return generate_default_cfgs(cfgs)
 

@@ -39,7 +39,8 @@ def find(name: str, pretrained: bool) -> Source:
     if checkpoint:
         weights = Path(checkpoint)
         return Source(model, weights, weights.name, _classes(weights, config), fixed)
-    if pretrained and config.get("file"):  # comes with the package, or was trained here
+    # Comes with the package, or was trained here; its tag says that the weights are meant.
+    if config.get("file") and (pretrained or "." in model):
         weights = Path(config["file"])
         return Source(model, weights, f"trained {weights.stem}", fixed_size=fixed)
     if pretrained:

@@ -70,7 +70,7 @@ class Training:
         self._run = self._module
         if share.ranks > 1:
             self._run = nn.parallel.DistributedDataParallel(self._module)
-        count = int(recipe.fraction * recipe.pool)
+        count = round(recipe.fraction * recipe.pool)
         column = {"shape": 0, "texture": 1, "background": 2}[recipe.label]
         self._images, self._masks = images.images[:count], images.masks[:count]
         self._labels = torch.from_numpy(images.cues[:count, column].copy())
@@ -235,9 +235,9 @@ def train(
                     with interrupts.after():
                         _save(training, unfinished, share)
                     saved = monotonic()
-        except (KeyboardInterrupt, SystemExit):
-            _save(training, unfinished, share)
-            raise
+        finally:  # after the last step too: testing can be stopped as well
+            with interrupts.after():
+                _save(training, unfinished, share)
     seconds = monotonic() - started
     network = training.network.half().float().eval()  # as they are written
     known = {

@@ -41,7 +41,8 @@ class Cues(Dataset):
             half the size.
         transform: of a PIL image; None gives PIL images.
 
-    Indexing gives (image, label). An image of 64 pixels costs less than a millisecond.
+    Indexing gives (image, label); `scene(i)` gives more, of any i from 0 on. An image of 64 pixels
+    costs less than a millisecond.
 
     Raises:
         ValueError, TypeError: an argument out of range.
@@ -112,6 +113,8 @@ class Cues(Dataset):
     def __getitem__(self, index: int):
         from PIL import Image
 
+        if not 0 <= index < self.count:  # ends the loops that know of no length
+            raise IndexError(f"there are {self.count} images, and none has the number {index}")
         scene = self.scene(index)
         image = Image.fromarray(scene.image)
         label = int(scene.factors["label"])
