@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from torchvision import datasets
 
+from fastcka.cli import main
 from fastcka.data import Cues, Trigger, write_images
 from fastcka.data.cues.fields import TEXTURES
 from fastcka.data.cues.shapes import SHAPES
@@ -89,3 +90,9 @@ def test_numbers_out_of_range_are_refused(tmp_path, name, value, least):
         ValueError, match=f"`{name}` must be a whole number from {least} on, but is {value}"
     ):
         write_images(**{"folder": tmp_path, "count": 2, name: value})
+
+
+def test_a_share_of_no_mixture_is_refused(tmp_path, capsys):
+    assert main(["data", "cues", "--export", str(tmp_path / "x"), "--mixture", "0.9"]) == 1
+    assert "--mixture does nothing without --label-rule mixture" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()

@@ -200,6 +200,36 @@ def test_a_training_that_is_stopped_leaves_a_state_and_goes_on(folder, tmp_path,
     assert same(*(network.state_dict() for network in loaded))
 
 
+def test_a_training_that_is_stopped_while_it_is_tested_makes_no_step_again(
+    folder, tmp_path, monkeypatch
+):
+    recipe = Recipe("fastcka_resnet_mini", **FEW, seed=7)
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    path = tmp_path / "w.safetensors"
+    with monkeypatch.context() as during:
+        during.setattr("fastcka.training.trainer.evaluate", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, path, folder=folder, progress=False)
+    monkeypatch.setattr(Training, "_train", None)
+    train(recipe, path, folder=folder, progress=False)
+    assert path.exists()
+
+
+def test_a_step_that_failed_half_way_is_not_saved(folder, tmp_path, monkeypatch):
+    recipe = Recipe("fastcka_resnet_mini", **FEW, seed=8)
+
+    def failing(self, chosen):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Training, "_train", failing)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(recipe, tmp_path / "w.safetensors", folder=folder, progress=False)
+    assert not (folder / f"training-{recipe.key}.safetensors").exists()
+
+
 def test_a_damaged_state_is_refused_and_stays(folder, images, tmp_path):
     recipe = Recipe("fastcka_resnet_mini", **FEW, seed=9)
     state = folder / f"training-{recipe.key}.safetensors"

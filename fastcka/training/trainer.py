@@ -235,9 +235,11 @@ def train(
                     with interrupts.after():
                         _save(training, unfinished, share)
                     saved = monotonic()
-        finally:  # after the last step too: testing can be stopped as well
-            with interrupts.after():
-                _save(training, unfinished, share)
+        except (KeyboardInterrupt, SystemExit):  # after an error a step may be half made
+            _save(training, unfinished, share)
+            raise
+        with interrupts.after():  # what follows can be stopped as well
+            _save(training, unfinished, share)
     seconds = monotonic() - started
     network = training.network.half().float().eval()  # as they are written
     known = {
