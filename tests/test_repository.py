@@ -25,7 +25,7 @@ ORDER = [
         *("stages", "process_memory"),
     ],
     ["kernels", "capture", "data", "models"],
-    ["permutation"],
+    ["permutation", "analysis"],
     ["conditioning", "jackknife", "provenance", "result", "trail", "interrupts", "checkpoint"],
     ["gram_stack", "named_sums", "influence"],
     ["batch", "hsic_sums", "centred_rows", "measures"],

@@ -1,7 +1,8 @@
 """Taking activations while a network runs."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -58,6 +59,12 @@ class Capture:
             ValueError: a layer asked for by name is never called or has no activations; no layer
                 has any; or a later pass calls other layers than the first.
         """
+        with self.watching(n, sink):
+            return forward(self.model)
+
+    @contextmanager
+    def watching(self, n: int, sink: Sink) -> Iterator[None]:
+        """As `run`, around one forward pass: several captures can watch the same."""
         run = _Run(self, n, sink)
         handles = []
         try:
@@ -70,20 +77,19 @@ class Capture:
                     )
                     handles.append(register(hook(places), with_kwargs=True))
             with uncompiled():
-                returned = forward(self.model)
+                yield
         finally:
             for handle in handles:
                 handle.remove()
         if self.layers is None:
             self._settle(run)
-        else:
-            missing = [name for name in self.layers if name not in run.order]
-            if missing:
-                raise ValueError(
-                    f"layer {missing[0]!r} of model {self.label!r} was called in the first batch, "
-                    "but not in this one; compare layers that every forward pass calls"
-                )
-        return returned
+            return
+        missing = [name for name in self.layers if name not in run.order]
+        if missing:
+            raise ValueError(
+                f"layer {missing[0]!r} of model {self.label!r} was called in the first batch, "
+                "but not in this one; compare layers that every forward pass calls"
+            )
 
     @property
     def wanted(self) -> list[str]:
