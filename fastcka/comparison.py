@@ -21,6 +21,7 @@ from fastcka.one_by_one import InTurn, all_together, each_alone
 from fastcka.participant import Participant, autocast_dtype
 from fastcka.permutation import PERMUTATIONS
 from fastcka.result import CKAResult, CKAResults
+from fastcka.streaming import pairs_of
 
 
 def compare(
@@ -209,6 +210,7 @@ def compare_many(
     layers="blocks",
     inputs: Mapping[str, Callable] | None = None,
     forwards: Mapping[str, Callable] | None = None,
+    pairs: Sequence[tuple[str, str]] | None = None,
     n: int | None = None,
     passes: int = 1,
     estimator: str = "unbiased",
@@ -232,18 +234,19 @@ def compare_many(
 ) -> CKAResults:
     """Measure CKA between every layer of any number of models in one pass of the data.
 
-    Each model runs once a batch, however many pairs it is part of; with `one_by_one`, each in a
-    pass of its own.
+    Each model runs once a batch, however many pairs it is part of, and under however many names,
+    for other layers each; with `one_by_one`, each in a pass of its own.
 
     Args:
         models: networks or fingerprints by name.
         layers: as `layers_a` of `compare`, for all models; or a mapping by model.
         influence: pairs ((model, layer), (model, layer)).
+        pairs: of models, those that are compared; None is every pair, each with itself.
         inputs, forwards: mappings from model to what `input_a` and `forward_a` are in `compare`.
         data and the other arguments: as in `compare`.
 
     Returns:
-        `CKAResults`: every pair of models, each with itself included.
+        `CKAResults`: every pair of models, each with itself included; or those of `pairs`.
 
     Raises: as `compare`.
 
@@ -302,6 +305,7 @@ def compare_many(
         "permutations": _permutations(calibrate, passes),
         "also": also,
         "influence": _of_one_pass(influence, passes),
+        "pairs": pairs_of(list(models), pairs),
         "backend": backend,
     }
     way = partial(each_alone, ids=ids, **course, **options) if one_by_one else all_together

@@ -480,6 +480,10 @@ class Measured:
     autocast = None
     notices = ()
 
+    def runs_with(self, other) -> bool:
+        """It does not run."""
+        return False
+
     def __init__(
         self,
         label: str,

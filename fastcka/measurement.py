@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -19,6 +19,8 @@ from fastcka.gram_stack import GramStack
 from fastcka.influence import as_pairs
 from fastcka.interrupts import Interrupts
 from fastcka.keeping import Keeper
+from fastcka.named_sums import named
+from fastcka.observations import Observations, Seen
 from fastcka.options import check_whole_number
 from fastcka.participant import Inputs, Participant, autocast_name
 from fastcka.result import CKAResult, CKAResults
@@ -27,7 +29,8 @@ from fastcka.streaming import SMALLEST_BATCH, MinibatchCKA
 from fastcka.warning import CKAWarning
 
 # Of what a checkpoint holds; another one is not resumed.
-SCHEMA = 3
+SCHEMA = 4
+OBSERVED = "observed."  # tensors within a state begin so
 
 
 def measure(
@@ -44,18 +47,23 @@ def measure(
     quiet: bool = False,
     influence: Sequence[tuple] = (),
     ids: Callable | None = None,
+    pairs: list[tuple[str, str]] | None = None,
+    observations: Observations | None = None,
     **options,
 ) -> CKAResult | CKAResults:
     """Run the models over the data; `options` are those of `MinibatchCKA`.
 
-    `keep` takes the Gram matrices of each batch; with `quiet`, what is told is in the result alone.
-    `ids` names the images of a batch, for `influence`.
+    Participants with one and the same network share its forward passes. `keep` takes the Gram
+    matrices of each batch; with `quiet`, what is told is in the result alone. `ids` names the
+    images of a batch, for `influence`. `pairs` of models alone are compared; `observations` watch
+    the models of their labels.
     """
     if n is not None:
         check_whole_number("n", n, SMALLEST_BATCH)
     check_whole_number("passes", passes, 1)
     now = stages()
-    sums = _Sums(participants, many, options, influence, now)
+    observations = observations or Observations({})
+    sums = _Sums(participants, many, options, influence, pairs, now, observations)
     course = Course(data, n, passes, share, watched=checkpoint is not None or share.ranks > 1)
     account = Account(participants, course, ids)
     state = _State(participants, course, account, sums, None if now.rehearsal else checkpoint, keep)
@@ -257,9 +265,20 @@ class _Sums:
         many: bool,
         options: dict,
         influence: Sequence[tuple],
+        pairs: list[tuple[str, str]] | None,
         now: Stages,
+        observations: Observations,
     ):
-        self.participants, self.many = participants, many
+        self.participants, self.many, self._pairs = participants, many, pairs
+        self.observations = observations
+        self._seen: Seen = {}  # of the batch that was run last
+        self._groups: list[list[Participant]] = []  # that share a forward pass
+        for participant in participants:
+            mates = [g for g in self._groups if participant.runs_with(g[0])]
+            if mates:
+                mates[0].append(participant)
+            else:
+                self._groups.append([participant])
         self.options = options | {"influence": influence}
         self._now = now
         # Names no layer, but checks the options before any model runs.
@@ -277,10 +296,20 @@ class _Sums:
         config = self._any.state_dict()["config"]
         known = {name: config[name] for name in config if name not in ("layers", "pairs", "schema")}
         influence = array_file.plain(self._influence, "influence")
-        return known | {"backend": self._any.backend, "influence": influence}
+        return known | {
+            "backend": self._any.backend,
+            "influence": influence,
+            "pairs": array_file.plain(self._pairs, "pairs"),
+            "observed": self.observations.names(),
+        }
 
     def inputs(self, batch) -> dict[str, Inputs]:
-        return {p.label: p.inputs(batch) for p in self.participants}
+        """What each model is called with, by its label; those that run together share it."""
+        found = {}
+        for group in self._groups:
+            given = group[0].inputs(batch)
+            found |= {participant.label: given for participant in group}
+        return found
 
     def examples(self, batch) -> int:
         return _common_size(self.inputs(batch))
@@ -290,12 +319,12 @@ class _Sums:
     ) -> list[dict[str, GramStack] | None]:
         """Run the models on batch `number`: its Gram matrices, of each part; None if too small."""
         large = [part for part in parts if _size(part) >= SMALLEST_BATCH]
+        self._seen = {}
         if not large:
             return [None] * len(parts)
-        filled = {
-            p.label: self._stacks(p, batch, inputs[p.label], large, number)
-            for p in self.participants
-        }
+        filled = {}
+        for group in self._groups:
+            filled |= self._stacks(group, batch, inputs[group[0].label], large, number)
         if self.accumulator is None:
             self.accumulator = self._accumulator(
                 {p.label: p.capture.layers for p in self.participants}
@@ -322,54 +351,54 @@ class _Sums:
             else:
                 named = None if images is None else images[part]
                 self.accumulator.add(filled, index=index(place), again=again, images=named)
+        if not again:
+            self.observations.add(self._seen)
 
     def _stacks(
-        self, participant: Participant, batch, inputs: Inputs, parts: list[slice], number: int
-    ) -> list[GramStack]:
-        """The filled stacks of one model, one for each part of a batch."""
-        label = participant.label
-        if isinstance(participant, Measured):
+        self, group: list[Participant], batch, inputs: Inputs, parts: list[slice], number: int
+    ) -> dict[str, list[GramStack]]:
+        """Of each model of a group its filled stacks, one for each part of a batch."""
+        if isinstance(group[0], Measured):
             self._now.begin(READING)
-            return participant.stacks(inputs, parts, number)
-        if label not in self._devices:
-            return self._first_stacks(participant, batch, inputs, parts, number)
-        places = {layer: row for row, layer in enumerate(participant.capture.layers)}
-        stacks = [
-            self.accumulator.stack(label, _size(part), self._devices[label]) for part in parts
-        ]
-
-        def put(part: int, layer: str, x: torch.Tensor) -> None:
-            stacks[part].put(places[layer], x)
-
-        self._run(participant, batch, inputs, parts, number, put)
-        return stacks
+            (stored,) = group
+            return {stored.label: stored.stacks(inputs, parts, number)}
+        first = group[0].label not in self._devices
+        filling = {p.label: (_Unknown if first else _Known)(self, p, parts) for p in group}
+        self._run(group, batch, inputs, parts, number, filling)
+        return {label: one.stacks() for label, one in filling.items()}
 
     def _run(
         self,
-        participant: Participant,
+        group: list[Participant],
         batch,
         inputs: Inputs,
         parts: list[slice],
         number: int,
-        put: Callable[[int, str, torch.Tensor], None],
+        filling: Mapping[str, "_Known | _Unknown"],
     ) -> None:
         """One forward pass for all parts, or several where the memory does not hold them all."""
         self._now.begin(MODELS)
+        participant, *others = group
         while True:
             step = min(self._together.get(participant.label, len(parts)), len(parts))
+            seen: list[Seen] = []
             try:
                 for first in range(0, len(parts), step):
-                    group = parts[first : first + step]
-                    begin = group[0].start
-                    some = inputs if step == len(parts) else inputs.part(begin, group[-1].stop)
-
-                    def sink(layer, x, group=group, first=first, begin=begin):
-                        self._now.begin(GRAM)
-                        for place, part in enumerate(group, first):
-                            put(place, layer, x[part.start - begin : part.stop - begin])
-                        self._now.begin(MODELS)
-
-                    participant.run(some, number, sink)
+                    some = parts[first : first + step]
+                    given = (
+                        inputs if step == len(parts) else inputs.part(some[0].start, some[-1].stop)
+                    )
+                    sinks = {label: self._sink(one, first, some) for label, one in filling.items()}
+                    beside = [p.capture.watching(given.n, sinks[p.label]) for p in others]
+                    observed = {}
+                    for p in group:
+                        observed |= self.observations.watching(p.label, p.capture.model, given.n)
+                    values = {key: _Entered(one) for key, one in observed.items()}
+                    participant.run(
+                        given, number, sinks[participant.label], [*beside, *values.values()]
+                    )
+                    seen.append({key: one.value for key, one in values.items()})
+                self._seen |= _together(seen)
                 return
             except torch.OutOfMemoryError as error:
                 if not inputs.divisible:
@@ -389,46 +418,48 @@ class _Sums:
                 f"{number} on it is given {-(-step // 2) * _size(parts[0])} at a time"
             )
 
-    def _first_stacks(
-        self, participant: Participant, batch, inputs: Inputs, parts: list[slice], number: int
-    ) -> list[GramStack]:
-        """The same while the layers are not known: a stack each, joined when they are."""
-        rows: list[dict[str, GramStack]] = [{} for _ in parts]
+    def _sink(self, filling: "_Known | _Unknown", first: int, parts: list[slice]):
+        """Puts an activation of some of the parts, from number `first` on, where it belongs."""
+        begin = parts[0].start
 
-        def put(part: int, layer: str, x: torch.Tensor) -> None:
-            one = GramStack([layer], _size(parts[part]), device=x.device, **self.stack_options)
-            one.put(0, x)
-            rows[part][layer] = one
+        def sink(layer: str, x: torch.Tensor) -> None:
+            self._now.begin(GRAM)
+            for place, part in enumerate(parts, first):
+                filling.put(place, layer, x[part.start - begin : part.stop - begin])
+            self._now.begin(MODELS)
 
-        self._run(participant, batch, inputs, parts, number, put)
-        layers = participant.capture.layers
-        if self.accumulator is not None and self.accumulator.layers[participant.label] != layers:
-            raise ValueError(
-                f"cannot resume: the layers of model {participant.label!r} are {few(layers)} now, "
-                f"and were {few(self.accumulator.layers[participant.label])} there"
-            )
-        stacks = [GramStack.joined([row.pop(layer) for layer in layers]) for row in rows]
-        self._devices[participant.label] = stacks[0].packed.device
-        return stacks
+        return sink
 
     def _accumulator(self, layers: Mapping[str, Sequence[str]]) -> MinibatchCKA:
         if self.many:
-            return MinibatchCKA(layers, **self.options)
+            return MinibatchCKA(layers, pairs=self._pairs, **self.options)
         return MinibatchCKA(layers["a"], layers.get("b"), **self.options)
 
     def state(self) -> tuple[dict, dict[str, torch.Tensor]]:
         """Plain values and tensors; `load` takes them."""
-        plain = {"left_out": self.left_out, "config": None, "counts": None}
+        observed, tensors = self.observations.state()
+        plain = {
+            "left_out": self.left_out,
+            "config": None,
+            "counts": None,
+            "observed": observed,
+        }
+        tensors = {f"{OBSERVED}{name}": value for name, value in tensors.items()}
         if self.accumulator is None:
-            return plain, {}
+            return plain, tensors
         state = self.accumulator.state_dict()
-        tensors = state.pop("tensors")
+        tensors |= state.pop("tensors")
         return plain | state, tensors
 
     def load(self, states: Iterable[tuple[dict, dict[str, torch.Tensor]]]) -> None:
         """Take the sums of one or more states instead of those here."""
         self.accumulator, self.left_out = None, []
-        for plain, tensors in states:
+        for number, (plain, tensors) in enumerate(states):
+            observed = named(tensors, OBSERVED)
+            (self.observations.merge if number else self.observations.load)(
+                plain["observed"], observed
+            )
+            tensors = {name: tensors[name] for name in tensors if not name.startswith(OBSERVED)}
             self.left_out += plain["left_out"]
             if plain["config"] is None:  # no batch came to this process
                 continue
@@ -448,6 +479,73 @@ class _Sums:
             warnings.simplefilter("ignore", CKAWarning)
             computed = accumulator.compute()
         return dict(computed) if self.many else {tuple(accumulator.layers): computed}
+
+
+class _Known:
+    """The stacks of a model whose layers are known, one for each part of a batch."""
+
+    def __init__(self, sums: _Sums, participant: Participant, parts: list[slice]):
+        label = participant.label
+        self._places = {layer: row for row, layer in enumerate(participant.capture.layers)}
+        self._stacks = [
+            sums.accumulator.stack(label, _size(part), sums._devices[label]) for part in parts
+        ]
+
+    def put(self, part: int, layer: str, x: torch.Tensor) -> None:
+        self._stacks[part].put(self._places[layer], x)
+
+    def stacks(self) -> list[GramStack]:
+        return self._stacks
+
+
+class _Unknown:
+    """The same while the layers are not known: a stack each, joined when they are."""
+
+    def __init__(self, sums: _Sums, participant: Participant, parts: list[slice]):
+        self._sums, self._participant, self._parts = sums, participant, parts
+        self._rows: list[dict[str, GramStack]] = [{} for _ in parts]
+
+    def put(self, part: int, layer: str, x: torch.Tensor) -> None:
+        options = self._sums.stack_options
+        one = GramStack([layer], _size(self._parts[part]), device=x.device, **options)
+        one.put(0, x)
+        self._rows[part][layer] = one
+
+    def stacks(self) -> list[GramStack]:
+        label, layers = self._participant.label, self._participant.capture.layers
+        accumulator = self._sums.accumulator
+        if accumulator is not None and accumulator.layers[label] != layers:
+            raise ValueError(
+                f"cannot resume: the layers of model {label!r} are {few(layers)} now, "
+                f"and were {few(accumulator.layers[label])} there"
+            )
+        stacks = [GramStack.joined([row.pop(layer) for layer in layers]) for row in self._rows]
+        self._sums._devices[label] = stacks[0].packed.device
+        return stacks
+
+
+class _Entered(AbstractContextManager):
+    """A context that is entered by another; `value` is what it gives."""
+
+    def __init__(self, inner: AbstractContextManager):
+        self._inner = inner
+
+    def __enter__(self):
+        self.value = self._inner.__enter__()
+        return self.value
+
+    def __exit__(self, *error):
+        return self._inner.__exit__(*error)
+
+
+def _together(seen: list[Seen]) -> Seen:
+    """The values of all images of a batch, of which some came after the others."""
+    if len(seen) == 1:
+        return seen[0]
+    return {
+        key: {name: torch.cat([one[key][name] for one in seen]) for name in values}
+        for key, values in seen[0].items()
+    }
 
 
 def _size(part: slice) -> int:

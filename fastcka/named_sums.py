@@ -41,3 +41,10 @@ class NamedSums:
     def shapes(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
         """Those that tensors to be loaded must have, whichever they are."""
         return {name: tuple(value.shape) for name, value in self._sums.items()}
+
+
+def named(tensors: Mapping[str, torch.Tensor], start: str) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin so, under the rest of their names."""
+    return {
+        name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)
+    }

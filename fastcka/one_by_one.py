@@ -70,13 +70,14 @@ def each_alone(
     many: bool,
     share: Share,
     influence: Sequence[tuple],
+    pairs: Sequence[tuple] | None = None,
     **options,
 ) -> Iterator[tuple[list[Measured], Logbook]]:
     """The same, when every model has run alone, and what is left of it is on disk.
 
     That lies beside `checkpoint`, or without one in the folder for temporary files, and is gone
     when all was compared. `ids` names the images of a batch, as for `measure`, and those of stored
-    models; `options` are those of `MinibatchCKA`.
+    models; `pairs` come later; `options` are those of `MinibatchCKA`.
     """
     in_turn = [model for model in models if isinstance(model, InTurn)]
     stored = [model for model in models if isinstance(model, Measured)]
@@ -85,8 +86,8 @@ def each_alone(
             f"`one_by_one` is for two models or more that run, but there is {len(in_turn)}"
         )
     MinibatchCKA(["any"], **options)  # checks them before any model runs
-    pairs = as_pairs(influence, [model.label for model in models], many)
-    check_layers(pairs, {model.label: model.layers for model in stored})
+    influence = as_pairs(influence, [model.label for model in models], many)
+    check_layers(influence, {model.label: model.layers for model in stored})
     loaders = (data.a, data.b) if isinstance(data, Paired) else (data,)
     if any(isinstance(loader, Iterator) for loader in loaders):
         raise ValueError(
@@ -113,8 +114,10 @@ def each_alone(
                     first=run[0] if run else None,
                     stored=stored,
                     ids=ids,
-                    names=None if run or not pairs else partial(names, loaders=loaders, ids=ids),
-                    check=_Check(model.label, pairs, folder, here, behind),
+                    names=None
+                    if run or not influence
+                    else partial(names, loaders=loaders, ids=ids),
+                    check=_Check(model.label, influence, folder, here, behind),
                     read=checkpoint is not None and checkpoint.path.exists(),
                 )
                 bar = f"{model.label}, {place + 1} of {len(in_turn)}"

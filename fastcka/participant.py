@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -132,10 +132,26 @@ class Participant:
             return (), dict(batch)
         return (batch if whole else (batch,)), {}
 
-    def run(self, inputs: Inputs, number: int, sink: Sink) -> None:
-        """One forward pass; `sink(layer, activation)` inside the hooks."""
+    def runs_with(self, other) -> bool:
+        """Whether one forward pass does for both: the same network, called alike."""
+        return isinstance(other, Participant) and self._way() == other._way()
+
+    def _way(self) -> tuple:
+        how = (self._pick, self._prepare, self._forward, self.autocast, self.device)
+        return id(self.capture.model), *how
+
+    def run(
+        self,
+        inputs: Inputs,
+        number: int,
+        sink: Sink,
+        beside: Iterable[AbstractContextManager] = (),
+    ) -> None:
+        """One forward pass; `sink(layer, activation)` inside the hooks, `beside` around it."""
         try:
-            with self._precision():
+            with self._precision(), ExitStack() as stack:
+                for watching in beside:
+                    stack.enter_context(watching)
                 self.capture.run(lambda model: self._call(model, inputs), inputs.n, sink)
         except Exception as error:
             self._explain_dtype(inputs, error)

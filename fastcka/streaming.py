@@ -4,7 +4,7 @@ import copy
 import itertools
 import numbers
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 
 import numpy as np
@@ -22,6 +22,7 @@ from fastcka.kernels import dispatch, hsic_pairs, native
 from fastcka.kernels.operations import OPERANDS, operand_dtype
 from fastcka.measure_sums import MeasureSums
 from fastcka.measures import check_names
+from fastcka.named_sums import named
 from fastcka.options import check_choice, check_options, check_whole_number
 from fastcka.result import CKAResult, CKAResults
 from fastcka.warning import CKAWarning
@@ -75,6 +76,7 @@ class MinibatchCKA:
             what each single image does to their CKA, see `CKAResult.influence`. Costs a few n² flop
             and 8·n² bytes a pair, and keeps 24 bytes an image and pair, less where pairs share
             layers. Give every image once.
+        pairs: of several models, those that are compared; None is every pair, each with itself.
         backend: "native" or "torch"; None picks, see `fastcka info`.
 
     Raises:
@@ -109,6 +111,7 @@ class MinibatchCKA:
         permutations: int = 0,
         also: Sequence[str] = (),
         influence: Sequence[tuple] = (),
+        pairs: Sequence[tuple[str, str]] | None = None,
         backend: str | None = None,
     ):
         check_options(estimator, gram, bandwidth)
@@ -136,7 +139,9 @@ class MinibatchCKA:
             models = {"a": layers_a} if layers_b is None else {"a": layers_a, "b": layers_b}
         self.layers = {model: layer_names(model, names) for model, names in models.items()}
         if self._many:
-            self._pairs = list(itertools.combinations_with_replacement(self.layers, 2))
+            self._pairs = pairs_of(list(self.layers), pairs)
+        elif pairs is not None:
+            raise ValueError("`pairs` needs several models: `layers_a` as a mapping by model")
         else:
             self._pairs = [("a", "a" if layers_b is None else "b")]
         self._blocks: dict[int, Block] = {}
@@ -387,8 +392,8 @@ class MinibatchCKA:
             "load the tensors",
         )
         if counts["images"] is not None:
-            named, there = len(counts["images"]), int(sum(tensors.get("influence.size", ())))
-            _check_same({"images": there}, {"images": named}, "load the names")
+            there = int(sum(tensors.get("influence.size", ())))
+            _check_same({"images": there}, {"images": len(counts["images"])}, "load the names")
         self._blocks = {
             int(where): Block(
                 float(tensors["weight"][place]),
@@ -398,7 +403,7 @@ class MinibatchCKA:
             for place, where in enumerate(tensors["block"])
         }
         for kind, sums in self._beside.items():
-            sums.load(_named(tensors, kind))
+            sums.load(named(tensors, f"{kind}."))
         self._influence.images = copy.copy(counts["images"])
         for position, totals in enumerate(self._totals.values()):
             totals.load({name: tensors[f"{name}.{position}"] for name in totals.tensors()})
@@ -417,7 +422,7 @@ class MinibatchCKA:
         size = {model: len(names) for model, names in self.layers.items()}
         shapes = {"block": (blocks,), "weight": (blocks,)}
         for kind, sums in self._beside.items():
-            held = sums.tensors() if tensors is None else _named(tensors, kind)
+            held = sums.tensors() if tensors is None else named(tensors, f"{kind}.")
             shapes |= {f"{kind}.{name}": shape for name, shape in sums.shapes(held).items()}
         for i, (a, b) in enumerate(self._pairs):
             shapes[f"pair.{i}"] = (blocks, size[a], size[b])
@@ -543,6 +548,27 @@ class MinibatchCKA:
         )
 
 
+def pairs_of(
+    models: Sequence[str], pairs: Iterable[tuple[str, str]] | None
+) -> list[tuple[str, str]]:
+    """Those asked for, each once, or all; the models of each in their own order.
+
+    >>> pairs_of(["a", "b", "c"], [("c", "a"), ("b", "b")])
+    [('a', 'c'), ('b', 'b')]
+    """
+    every = list(itertools.combinations_with_replacement(models, 2))
+    if pairs is None:
+        return every
+    wanted = set()
+    for pair in pairs:
+        if isinstance(pair, str) or len(pair) != 2 or not set(pair) <= set(models):
+            raise ValueError(f"`pairs` must hold pairs of {', '.join(models)}, but holds {pair!r}")
+        wanted |= {tuple(pair), tuple(pair)[::-1]}
+    if not wanted:
+        raise ValueError("`pairs` is empty: name at least one pair, or leave it out")
+    return [pair for pair in every if pair in wanted]
+
+
 def _where_it_ran(device: torch.device, backend: str | None) -> dict:
     name = dispatch.name_of("gram", device, backend)
     return {
@@ -550,14 +576,6 @@ def _where_it_ran(device: torch.device, backend: str | None) -> dict:
         "backend": name,
         "isa": native.module.isa() if name == "native" else None,
         "threads": native.thread_count() if name == "native" else torch.get_num_threads(),
-    }
-
-
-def _named(tensors: Mapping[str, torch.Tensor], kind: str) -> dict[str, torch.Tensor]:
-    """The tensors whose names begin with `kind`, under the rest of their names."""
-    start = f"{kind}."
-    return {
-        name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)
     }
 
 

@@ -296,7 +296,7 @@ def test_a_state_of_another_format_is_refused(path, monkeypatch):
     monkeypatch.setattr("fastcka.measurement.SCHEMA", 0)
     stopped(path, data, 2)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="`schema` is 3 now, and was 0 there"):
+    with pytest.raises(ValueError, match="`schema` is 4 now, and was 0 there"):
         compare(path, data)
     monkeypatch.setattr("fastcka.array_file.SCHEMA", 2)
     other = path.with_name("newer")

@@ -27,7 +27,7 @@ ORDER = [
     ["kernels", "capture", "data", "models"],
     ["permutation", "analysis"],
     ["conditioning", "jackknife", "provenance", "result", "trail", "interrupts", "checkpoint"],
-    ["gram_stack", "named_sums", "influence"],
+    ["gram_stack", "named_sums", "influence", "observations"],
     ["batch", "hsic_sums", "centred_rows", "measures"],
     ["chance_sums", "measure_sums", "influence_sums"],
     ["stored_features"],
