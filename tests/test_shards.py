@@ -140,10 +140,11 @@ def png(value):
 @pytest.mark.parametrize(
     ("said", "labels", "classes"),
     [
-        ([b"7", b"2\n", b"7"], [7, 2, 7], 2),
-        ([b"cat", b"dog", b"10"], [1, 2, 0], 3),
-        ([b"7", None, b"7"], [0, 1, 0], 2),  # one is without: its folder is its class
-        ([None] * 3, [0, 0, 1], 2),
+        ([b"7", b"2\n", b"7"], [7, 2, 7], [*"01234567"]),
+        ([b"123456", b"2", b"7"], [123456, 2, 7], []),  # ids of something
+        ([b"cat", b"dog", b"10"], [1, 2, 0], ["10", "cat", "dog"]),
+        ([b"7", None, b"7"], [0, 1, 0], ["7", "a"]),  # one is without: its folder is its class
+        ([None] * 3, [0, 0, 1], ["a", "b"]),
     ],
 )
 def test_classes_are_what_a_sample_says_or_its_folder(tmp_path, said, labels, classes):

@@ -8,8 +8,8 @@ class Folder:
 
     Attributes:
         root: the folder.
-        files: number, name within it, and class of every image, sorted by name.
-        classes: how many there are.
+        files: number, name within it, and class of every image, sorted by name; -1 is no class.
+        classes: what they are called, by number.
         facts: what a result says of it beside that.
     """
 
@@ -18,10 +18,12 @@ class Folder:
 
         self.root, self.facts = root, {}
         # Sorted here: timm's natural order leaves open which of 1.png and 01.png comes first.
-        found, classes = find_images_and_targets(root, sort=False)
+        found, numbers = find_images_and_targets(root, sort=False)
         named = sorted((os.path.relpath(path, root), label) for path, label in found)
+        self.classes = sorted(numbers, key=numbers.get)
+        if self.classes == [""]:  # all lie in the folder itself, which tells nothing of them
+            self.classes, named = [], [(name, -1) for name, _ in named]
         self.files = [(i, name, label) for i, (name, label) in enumerate(named)]
-        self.classes = len(classes)
 
     def place(self, number: int) -> str:
         """What holds an image."""

@@ -1,20 +1,19 @@
 """Batches of images on the disk, as several models see them, each file decoded once."""
 
 import hashlib
-import io
 import os
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from fastcka.data.folder import Folder
+from fastcka.data import source
 from fastcka.data.order import BatchOrder
-from fastcka.data.shards import Shards, shards
+from fastcka.data.source import Source
 from fastcka.options import check_choice, check_whole_number
 
 # Seconds without a batch from the workers, after which one of them hangs.
@@ -22,16 +21,28 @@ PATIENCE = 600.0
 
 
 class ImageBatches:
-    """Batches of the images under a folder, or in the shards of webdataset, in seeded random order.
+    """Batches of the images of a folder, of shards or of a known data set, in seeded random order.
 
     Images are files ending in .jpg, .jpeg or .png, at any depth; the innermost folder is the class.
     They are converted to RGB; EXIF orientation is not applied, as in timm. The same names in tar
     files, in whatever order, are the same batches; there a .cls file of the same key may say the
     class. Tar files are read in place: nothing is unpacked, and nothing fetched.
 
+    A folder that is or holds one of these is that data set:
+
+    - CIFAR-10 or CIFAR-100: cifar-10-batches-py, cifar-100-python, cifar-10-batches-bin or
+      cifar-100-binary; splits "test" (unless asked) and "train".
+    - ImageNet: ILSVRC/Data/CLS-LOC/val, or val, with the images flat or in folders of their
+      classes; splits "val" (unless asked) and "train".
+    - a data set of the Hub that `save_to_disk` wrote, or, by its name, "hfds/OWNER/NAME", which
+      alone may be downloaded; needs the package `datasets`. Splits are its own; its validation,
+      test or only images unless asked.
+    - "torch/NAME@DIR": what torchvision keeps in DIR, by timm's names: cifar10, cifar100, imagenet,
+      mnist, kmnist, fashion_mnist, qmnist.
+
     Args:
         root: the folder of images, or of .tar files; or these by name, with braces for several:
-            "train-{0000..0146}.tar".
+            "train-{0000..0146}.tar"; or a data set as above.
         transforms: name of a view -> function of a PIL RGB image to a tensor. All views come from
             one decoding of the file, and a function that several views share is applied once.
         batch_size: images a batch, from 1 on.
@@ -39,20 +50,26 @@ class ImageBatches:
         workers: processes that decode; 0 decodes in this one.
         max_images: take so many, chosen at random, the same in every pass; None takes all.
         on_broken: "stop" at a file that cannot be decoded, or "skip" it and list it in `broken`.
+        split: of a data set that has several.
+        only: take these images, by their numbers in the sorted list of all; None takes all.
 
     Attributes:
         batch_size: as given.
+        labels: the class of every image, -1 where it is unknown; None where all are.
+        classes: what they are called, by number; empty where that is unknown.
         broken: names of the files that were skipped so far, sorted.
 
     Raises:
         FileNotFoundError, PermissionError: `root` does not exist or may not be read.
-        ValueError: `root` is another file, or holds no images; a tar file is damaged or compressed;
-            another argument is out of range; during iteration, a file that cannot be decoded.
+        ValueError: `root` is another file, or holds no images; a tar file is damaged or compressed,
+            or a file of CIFAR or ImageNet is; there is no such split; another argument is out of
+            range; during iteration, a file that cannot be decoded.
+        RuntimeError: a data set of the Hub cannot be loaded.
 
     Iterating gives {"views": {name: tensor [n, ...]}, "label": int64 [n], "index": int64 [n],
     "file": int64 [n]}: the numbers of the files in the sorted list of all, and the first 8 bytes of
-    their SHA-256. n is `batch_size` but for the last batch and
-    for skipped files; a batch whose files were all skipped is left out.
+    their SHA-256. n is `batch_size` but for the last batch and for skipped files; a batch whose
+    files were all skipped is left out.
 
     >>> import tempfile
     >>> from fastcka import data
@@ -74,6 +91,8 @@ class ImageBatches:
         workers: int = 0,
         max_images: int | None = None,
         on_broken: str = "stop",
+        split: str | None = None,
+        only: Sequence[int] | None = None,
     ):
         check_whole_number("batch_size", batch_size, 1)
         check_whole_number("seed", seed, 0)
@@ -85,8 +104,15 @@ class ImageBatches:
             raise ValueError(f"`transforms` must name at least one view, but is {transforms!r}")
         self.root, self.batch_size, self.seed = os.fspath(root), batch_size, seed
         self._workers, self._on_broken = workers, on_broken
-        self._source = _source(self.root)
+        self._source = source.find(self.root, split)
         files = self._source.files
+        if only is not None:
+            strange = [number for number in only if not 0 <= number < len(files)]
+            if strange:
+                raise ValueError(
+                    f"`only` must hold numbers from 0 to {len(files) - 1}, but holds {strange[0]}"
+                )
+            files = [files[number] for number in sorted(only)]
         if max_images is not None and max_images < len(files):
             generator = torch.Generator().manual_seed(seed)
             chosen = torch.randperm(len(files), generator=generator)[:max_images].sort().values
@@ -100,6 +126,14 @@ class ImageBatches:
     def views(self) -> dict[str, str]:
         """The transforms in words."""
         return {name: describe(transform) for name, transform in self._transforms.items()}
+
+    @cached_property
+    def labels(self) -> list[int] | None:
+        return source.labels(self._source)
+
+    @property
+    def classes(self) -> list[str]:
+        return self._source.classes
 
     @property
     def num_workers(self) -> int:
@@ -187,7 +221,7 @@ class ImageBatches:
             "root": os.path.abspath(self.root),
             "files_found": len(self._source.files),
             "files_used": len(self._dataset.files),
-            "classes": self._source.classes,
+            "classes": len({label for *_, label in self._source.files} - {-1}),
             "seed": self.seed,
             "order": "torch.randperm of (seed, pass)",
             "batch_size": self.batch_size,
@@ -225,7 +259,7 @@ class _Broken:
 class _Images(Dataset):
     def __init__(
         self,
-        source: Folder | Shards,
+        source: Source,
         files: list[tuple[int, str, int]],
         views: dict[str, Callable],
     ):
@@ -235,13 +269,10 @@ class _Images(Dataset):
         self.views = {name: list(unique).index(id(views[name])) for name in views}
 
     def __getitem__(self, i: int):
-        from PIL import Image
-
         index, name, label = self.files[i]
         try:
             content = self.source.read(index)
-            with Image.open(io.BytesIO(content)) as opened:
-                image = opened.convert("RGB")
+            image = source.decode(content)
         # Decoders raise anything, from OSError to SyntaxError.
         except Exception as error:
             reason = textwrap.shorten(str(error), 200) or type(error).__name__
@@ -264,29 +295,3 @@ class _Images(Dataset):
             "file": torch.tensor(known),
         }
         return batch, broken
-
-
-def _source(root: str) -> Folder | Shards:
-    """What holds the images."""
-    what = (
-        "a folder of .jpg, .jpeg or .png files, or of .tar shards, or shards as 'x-{000..099}.tar'"
-    )
-    if found := ([] if os.path.isdir(root) else shards(root)):
-        source = Shards(root, found)
-    elif not os.path.exists(root):
-        raise FileNotFoundError(f"the image folder {root!r} does not exist: give {what}")
-    elif not os.path.isdir(root):
-        raise ValueError(
-            f"the image folder {root!r} is a file; give the folder that holds it, or {what}"
-        )
-    elif not os.access(root, os.R_OK | os.X_OK):
-        raise PermissionError(f"the image folder {root!r} may not be read by this user")
-    else:
-        source = Folder(root)
-        if not source.files and (found := shards(root)):
-            source = Shards(root, found)
-    if not source.files:
-        raise ValueError(
-            f"the image folder {root!r} holds no .jpg, .jpeg or .png files: give {what}"
-        )
-    return source

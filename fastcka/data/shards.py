@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from fastcka.data.class_names import names_of_numbers, numbered
+
 SUFFIX = ".tar"
 # A class is a number or a name: whatever is longer is none.
 LONGEST_CLASS = 256
@@ -74,8 +76,7 @@ class Shards:
             for name, (begin, size) in images.items():
                 found.append((name, number, begin, size, classes.get(_key(name), "")))
         found.sort()
-        labels = _labels([(name, said) for name, *_, said in found])
-        self.classes = len(set(labels))
+        labels, self.classes = _labels([(name, said) for name, *_, said in found])
         times = Counter(name for name, *_ in found)
         names = [
             name if times[name] == 1 else f"{os.path.basename(self._paths[shard])}/{name}"
@@ -136,12 +137,9 @@ def _key(name: str) -> str:
     return posixpath.join(folder, base.partition(".")[0])
 
 
-def _labels(found: Sequence[tuple[str, str]]) -> list[int]:
-    """Classes as numbers: those of all .cls files, or the places of their names, as in a folder."""
-    from timm.utils.misc import natural_key
-
-    if all(re.fullmatch(r"\d{1,18}", said) for _, said in found):
-        return [int(said) for _, said in found]
-    names = [said or posixpath.basename(posixpath.dirname(name)) for name, said in found]
-    numbers = {name: i for i, name in enumerate(sorted(set(names), key=natural_key))}
-    return [numbers[name] for name in names]
+def _labels(found: Sequence[tuple[str, str]]) -> tuple[list[int], list[str]]:
+    """Classes as numbers, and their names: what all .cls files say, or the innermost folders."""
+    if found and all(re.fullmatch(r"\d{1,18}", said) for _, said in found):
+        labels = [int(said) for _, said in found]
+        return labels, names_of_numbers(labels)
+    return numbered([said or posixpath.basename(posixpath.dirname(name)) for name, said in found])
