@@ -210,9 +210,10 @@ def _add_data(parser) -> Callable:
     add(
         "--data",
         metavar="DIR",
-        help="folder of images or of .tar shards, or 'x-{000..099}.tar'; without it, images are "
-        "generated",
+        help="folder of images, of .tar shards, of CIFAR or ImageNet; 'x-{000..099}.tar', "
+        "hfds/OWNER/NAME or torch/NAME@DIR; without it, images are generated",
     )
+    add("--split", metavar="NAME", help="of a data set that has several (default: test images)")
     add("--generate", type=int, metavar="N", help="how many, without --data (default: 512)")
     add("--max-images", type=int, metavar="N", help="take so many, chosen at random")
     add(

@@ -23,6 +23,8 @@ def check_used(options: argparse.Namespace) -> None:
     """An option that would do nothing is a mistake, and so is a model for a layer."""
     if options.amp_dtype and not options.amp:
         raise ValueError("--amp-dtype does nothing without --amp")
+    if options.split is not None and options.data is None:
+        raise ValueError("--split does nothing without --data")
     if options.generate is not None and options.data is not None:
         raise ValueError("--generate does nothing beside --data")
     for name in ("layers", "layers_a", "layers_b"):
@@ -70,7 +72,7 @@ def tell_untrained(options: argparse.Namespace, networks: dict[str, Network]) ->
 def images(
     options: argparse.Namespace, place: Path, networks: dict[str, Network], share: Share
 ) -> ImageBatches:
-    """The images of a folder, or generated ones within `place`, as each network takes them."""
+    """The images of --data, or generated ones within `place`, as each network takes them."""
     root = options.data
     if root is None:
         count = 512 if options.generate is None else options.generate
@@ -90,6 +92,7 @@ def images(
         workers=options.workers,
         max_images=options.max_images,
         on_broken=options.on_broken,
+        split=options.split,
     )
 
 
