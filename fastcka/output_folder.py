@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from fastcka.cache import alone
 from fastcka.checkpoint import forget, states
 
 LOCK = ".lock"
@@ -60,7 +61,7 @@ def output_folder(
                 f"{folder} holds an unfinished run: add --resume to go on with it, --overwrite to "
                 "begin anew, or give another --output"
             )
-    _make(folder)
+    make(folder)
     try:
         with writing(folder / LOCK, folder):
             if overwrite and not resume:
@@ -71,7 +72,7 @@ def output_folder(
             folder.rmdir()  # where nothing came to be written
 
 
-def _make(folder: Path) -> None:
+def make(folder: Path) -> None:
     """Before anything runs: a folder that cannot be written is known at once."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -95,26 +96,16 @@ def _locked(folder: Path) -> bool:
 
 @contextmanager
 def writing(lock: Path, place: Path) -> Iterator[None]:
-    """Alone in `place`, by a file that the operating system holds for us: a kill sets it free.
+    """Alone in `place`.
 
     Raises:
         ValueError: another run is there.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows: two runs in one place are not told apart
+
+    def refuse(other: str) -> None:
+        raise ValueError(
+            f"{other} is writing to {place}: wait for it, or give another --output"
+        ) from None
+
+    with alone(lock, refuse):
         yield
-        return
-    with open(lock, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"another run is writing to {place}: wait for it, or give another --output"
-            ) from None
-        except OSError:  # a file system without locks, as some of clusters
-            pass
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
