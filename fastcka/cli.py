@@ -14,6 +14,7 @@ from fastcka import (
     train_command,
 )
 from fastcka.data.cues.factors import CUES, RULES
+from fastcka.command import WrongOption
 from fastcka.data.cues.triggers import KINDS, PLACES
 from fastcka.fingerprints import STORED
 from fastcka.info import describe
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (RuntimeError, ValueError, TypeError, OSError) as error:
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         print(f"fastcka: {error}{notes}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, WrongOption) else 1
     return 0
 
 

@@ -1,6 +1,7 @@
 """What the commands that run models share: networks, images, and how they speak."""
 
 import argparse
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,44 @@ from fastcka.models import Network
 from fastcka.warning import CKAWarning
 
 RESULTS = Path("fastcka-results")
+
+
+class WrongOption(ValueError):
+    """An option that cannot be as it was given: ends a command with 2, as argparse does."""
+
+
+@contextmanager
+def in_options(options: argparse.Namespace, **renamed: str) -> Iterator[None]:
+    """What is refused of `arguments` is refused of the options that gave them.
+
+    Args:
+        renamed: by argument, the option, where it is not called the same.
+    """
+
+    def option(argument: re.Match) -> str:
+        name, key = argument.groups()
+        if name not in renamed and not hasattr(options, name):
+            return argument[0]
+        named = renamed.get(name, f"--{name.replace('_', '-')}")
+        return f"{named} {key}" if key else named
+
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        raise WrongOption(re.sub(r"`(\w+)(?:\['(\w+)'\])?`", option, str(error))) from None
+
+
+def correlation(given: Sequence[tuple[str, str]]) -> dict[str, float]:
+    """What --correlation was given, each time a cue and a share."""
+    shares = {}
+    for cue, rho in given:
+        try:
+            shares[cue] = float(rho)
+        except ValueError:
+            raise WrongOption(
+                f"--correlation {cue} must be a number from 0 to 1, but is {rho!r}"
+            ) from None
+    return shares
 
 
 def check_used(options: argparse.Namespace) -> None:

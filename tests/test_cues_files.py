@@ -1,5 +1,7 @@
 """Generated images on disk: functions of seed and number, written whole or not at all."""
 
+import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +94,69 @@ def test_numbers_out_of_range_are_refused(tmp_path, name, value, least):
         write_images(**{"folder": tmp_path, "count": 2, name: value})
 
 
-def test_a_share_of_no_mixture_is_refused(tmp_path, capsys):
-    assert main(["data", "cues", "--export", str(tmp_path / "x"), "--mixture", "0.9"]) == 1
-    assert "--mixture does nothing without --label-rule mixture" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--mixture", "0.9"], "--mixture does nothing without --label-rule mixture"),
+        (["--trigger-share", "0.9"], "--trigger-place and --trigger-share do nothing without"),
+        (["--label-rule", "trigger"], "--label-rule names the trigger, and there is none: say of "),
+        (["--shuffled", "trigger"], "--shuffled names the trigger, and there is none: say of what"),
+        (["--correlation", "trigger", "1"], "there is none: say of what kind by --trigger"),
+        (["--correlation", "texture", "x"], "--correlation texture must be a number from 0 to 1"),
+        (["--correlation", "texture", "3"], "--correlation texture must be a number from 0 to 1"),
+        (["--correlation", "shape", "1"], "--correlation names 'shape', which is the label"),
+        (["--trigger", "letter", "--trigger-share", "7"], "--trigger-share must be a number from"),
+        (["--count", "0"], "--count must be a whole number from 1 on, but is 0"),
+        (["--size", "8"], "--size must be a whole number from 16 on, but is 8"),
+        (["--objects", "9"], "--objects must be at most 4, but is 9"),
+        (["--label-rule", "mixture", "--mixture", "2"], "--mixture must be a number from 0 to 1"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_by_their_names(tmp_path, capsys, arguments, message):
+    assert main(["data", "cues", "--export", str(tmp_path / "x"), *arguments]) == 2
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_places_that_cannot_be_written_are_refused_by_their_options(tmp_path, capsys):
+    assert main(["data", "cues"]) == 2
+    assert "say where to: --export FOLDER, --sheet FILE.png, or both" in capsys.readouterr().err
+    file = tmp_path / "file"
+    file.write_text("")
+    for option, place, reason in [
+        ("--sheet", tmp_path / "none" / "sheet.png", "No such file or directory"),
+        ("--sheet", tmp_path, "unknown file extension"),
+        ("--export", file, "File exists"),
+    ]:
+        assert main(["data", "cues", "--count", "2", option, str(place)]) == 2
+        error = capsys.readouterr().err
+        assert f"{option} must be a " in error
+        assert f"that can be written, but is {str(place)!r}: {reason}" in error
+        assert error.count("\n") == 1
+
+
+def test_the_description_names_the_classes(tmp_path):
+    write_images(tmp_path, 4, size=32, label="texture")
+    description = json.loads((tmp_path / "cues.json").read_text())
+    assert description["classes"]["label"] == description["classes"]["texture"] == list(TEXTURES)
+    assert description["classes"]["shape"] == list(SHAPES)
+    with open(tmp_path / "factors.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            names = description["classes"]
+            assert row["file"].split("/")[0] == names["texture"][int(row["texture"])]
+            assert all(0 <= int(row[cue]) < len(names[cue]) for cue in names)
+
+
+def test_an_export_without_names_of_classes_is_taken_up(tmp_path):
+    """As they were written before."""
+    write_images(tmp_path, 2, size=32)
+    file = tmp_path / "cues.json"
+    with_names = file.read_text()
+    described = json.loads(with_names)
+    del described["classes"]
+    file.write_text(json.dumps(described))
+    write_images(tmp_path, 3, size=32)
+    assert file.read_text() == with_names
+    file.write_text("[]")
+    with pytest.raises(ValueError, match="holds other images"):
+        write_images(tmp_path, 3, size=32)

@@ -84,9 +84,12 @@ class Cues(Dataset):
             raise TypeError(f"`shuffled` must be a list of cues, but is {shuffled!r}")
         for cue in shuffled:
             check_choice("shuffled", cue, CUES)
-        asked = {label, *correlation, *shuffled}
-        if "trigger" in asked and trigger is None:
-            raise ValueError("the trigger is a cue only where `trigger` says of what kind it is")
+        asked = {"label": [label], "correlation": correlation, "shuffled": shuffled}
+        naming = [name for name, cues in asked.items() if "trigger" in cues]
+        if naming and trigger is None:
+            raise ValueError(
+                f"`{naming[0]}` names the trigger, and there is none: say of what kind by `trigger`"
+            )
         check_whole_number("objects", objects, 1)
         if objects > MOST:
             raise ValueError(f"`objects` must be at most {MOST}, but is {objects}")

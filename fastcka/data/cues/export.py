@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fastcka.data.cues.dataset import Cues
+from fastcka.data.cues.dataset import CLASSES, NUMBERED, Cues
 from fastcka.data.cues.factors import CUES
 from fastcka.data.cues.scene import Scene
 
 DESCRIPTION, TABLE = "cues.json", "factors.csv"
+NAMES = "classes"  # in the description
 COLUMNS = (
     *("file", "label", *CUES, "triggered", "count", "scale"),
     *("left", "top", "right", "bottom"),
@@ -25,7 +26,8 @@ def write_images(
     """Writes images with known cues as PNG, in one folder a class of their label.
 
     `factors.csv` has a line an object: the factors of its image by number, and the boxes of the
-    object and of the trigger in pixels. What is there already is not written again, so that an
+    object and of the trigger in pixels. `cues.json` says what the images depend on, and the names
+    of the numbers, by factor. What is there already is not written again, so that an
     interrupted call can be repeated.
 
     Args:
@@ -62,7 +64,8 @@ def write_images(
     for path in paths:
         path.parent.mkdir(exist_ok=True)
     with _whole(folder / DESCRIPTION) as partial:
-        partial.write_text(json.dumps(described, indent=1) + "\n")
+        names = {"label": images.classes, **CLASSES, "trigger": NUMBERED}
+        partial.write_text(json.dumps({**described, NAMES: names}, indent=1) + "\n")
     rows = [COLUMNS]
     for i, path in enumerate(paths):
         scene = images.scene(i)
@@ -85,8 +88,9 @@ def _whole(path: Path) -> Iterator[Path]:
 
 def _described(folder: Path) -> dict | None:
     try:
-        return json.loads((folder / DESCRIPTION).read_text())
-    except (OSError, ValueError):
+        described = json.loads((folder / DESCRIPTION).read_text())
+        return {name: value for name, value in described.items() if name != NAMES}
+    except (OSError, ValueError, AttributeError):
         return None
 
 
