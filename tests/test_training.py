@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import torch
 from fastcka import array_file, models
 from fastcka.cli import main, parser
 from fastcka.data import Cues
+from fastcka.cache import alone
 from fastcka.data.cues.fields import TEXTURES, wave
 from fastcka.distributed import Share
 from fastcka.models import small
@@ -24,9 +26,11 @@ from fastcka.training.evaluation import evaluate
 from fastcka.training.pool import Pool, pool
 from fastcka.training.supervised import TURNED_TEXTURES, in_cells, turned
 from fastcka.training.trainer import Training
+from fastcka.training.scalars import keep, scalars
 from fastcka.training.weights_file import known_of, sha256, write_weights
 
 FEW = {"pool": 96, "batch_size": 16, "images": 96, "warmup": 2}
+from fastcka.warning import CKAWarning
 NETWORKS = ["fastcka_vit_mini", "fastcka_vit_mini_gap", "fastcka_resnet_mini", "fastcka_mixer_mini"]
 
 
@@ -91,6 +95,37 @@ def test_a_pool_that_was_not_drawn_whole_is_not_used(tmp_path, monkeypatch):
 
 
 # --- turning
+
+def test_what_a_killed_process_has_drawn_is_removed_by_the_next(tmp_path):
+    left = tmp_path / ".pool-0123456789abcdef.12345"
+    left.mkdir()
+    (left / "images.npy").write_bytes(b"half")
+    (tmp_path / ".pools.lock").write_text("12345")
+    made = pool(Cues(20, seed=1), tmp_path, 0)
+    assert len(made.images) == 20
+    (there,) = tmp_path.iterdir()
+    assert there.name.startswith("pool-")
+
+
+def test_who_draws_is_waited_for(tmp_path, monkeypatch):
+    """The other has drawn the same meanwhile."""
+    pytest.importorskip("fcntl")
+
+    @contextmanager
+    def after_another(lock, busy):
+        busy("process 12345")
+        with alone(lock, busy), monkeypatch.context() as before:
+            before.setattr("fastcka.training.pool.alone", lambda *_: nullcontext())
+            pool(Cues(20, seed=1), tmp_path, 0)
+            yield
+
+    def forbidden(done):
+        raise AssertionError("drawn again")
+
+    monkeypatch.setattr("fastcka.training.pool.alone", after_another)
+    with pytest.warns(CKAWarning, match="waits for process 12345, which draws images"):
+        assert len(pool(Cues(20, seed=1), tmp_path, 0, forbidden).images) == 20
+
 
 
 def test_turning_moves_images_and_masks_alike_and_all_eight_ways_differ():
@@ -205,7 +240,7 @@ def test_a_training_that_is_stopped_while_it_is_tested_makes_no_step_again(
 ):
     recipe = Recipe("fastcka_resnet_mini", **FEW, seed=7)
 
-    def stopped(*_):
+    def stopped(*_, **__):
         raise KeyboardInterrupt
 
     path = tmp_path / "w.safetensors"
@@ -220,6 +255,66 @@ def test_a_training_that_is_stopped_while_it_is_tested_makes_no_step_again(
 
 def test_a_step_that_failed_half_way_is_not_saved(folder, tmp_path, monkeypatch):
     recipe = Recipe("fastcka_resnet_mini", **FEW, seed=8)
+def test_two_processes_do_not_train_the_same(folder, tmp_path):
+    pytest.importorskip("fcntl")
+    recipe = Recipe("fastcka_resnet_mini", **FEW, seed=10)
+    lock = folder / f".training-{recipe.key}.lock"
+    with (
+        alone(lock, print),
+        pytest.raises(
+            ValueError, match=f"this training runs already, in process {os.getpid()}: wait for it"
+        ),
+    ):
+        train(recipe, tmp_path / "w.safetensors", folder=folder, progress=False)
+    assert not list(tmp_path.iterdir())
+    train(recipe, tmp_path / "w.safetensors", folder=folder, progress=False)
+    assert not lock.exists()
+
+
+def test_what_is_temporary_is_removed_and_the_loss_is_kept(folder, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    recipe = Recipe("fastcka_resnet_mini", **{**FEW, "images": 16 * 50}, seed=11)
+    left = folder / f".training-{recipe.key}.safetensors.12345"
+    left.write_bytes(b"half")  # by a process that was killed
+    for _ in range(2):  # the second training takes the place of the first
+        train(recipe, tmp_path / "resnet.mine.safetensors", folder=folder, progress=False)
+        names = ["resnet.mine.safetensors", "resnet.mine.tensorboard"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == names
+        assert len(list((tmp_path / "resnet.mine.tensorboard").glob("events.*"))) == 1
+    assert not [path for path in folder.glob("*") if recipe.key in path.name]
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    written = EventAccumulator(str(tmp_path / "resnet.mine.tensorboard")).Reload()
+    assert [event.step for event in written.Scalars("loss")] == [50]
+
+
+def test_without_tensorboard_nothing_is_kept_of_the_loss(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with scalars(tmp_path / "course", 0) as told:
+        told(0.5, 1)
+    keep(tmp_path / "course", tmp_path / "x.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_training_that_goes_on_elsewhere_warns_of_other_bits(folder, images, tmp_path):
+    recipe = Recipe("fastcka_resnet_mini", **FEW, seed=12)
+    stopped = Training(recipe, images)
+    next(stopped.steps())
+    state = folder / f"training-{recipe.key}.safetensors"
+    held = stopped.state()
+    array_file.write(state, "training", [{**held, "began": {**stopped.place, "threads": 64}}])
+    now = torch.get_num_threads()
+    with pytest.warns(CKAWarning) as told:
+        train(recipe, tmp_path / "a.safetensors", folder=folder, progress=False)
+    assert str(told[0].message) == (
+        f"the training goes on with threads {now} after 1 steps, and began with 64: the last bits "
+        "of the weights will differ from those of a training without a break"
+    )
+    del held["began"]  # as states were written before
+    array_file.write(state, "training", [held])
+    train(recipe, tmp_path / "b.safetensors", folder=folder, progress=False)
+
+
 
     def failing(self, chosen):
         raise RuntimeError("out of memory")
@@ -436,15 +531,15 @@ class Gratings(torch.nn.Module):
         return torch.einsum("bij,kij->bk", grey.to(self.waves.dtype), self.waves).abs()
 
 
-def test_an_evaluation_tells_which_cue_a_network_goes_by(monkeypatch):
+def test_an_evaluation_tells_which_cue_a_network_goes_by(monkeypatch, tmp_path):
     monkeypatch.setattr("fastcka.training.evaluation.COUNT", 800)
-    by_texture = evaluate(Gratings(), "texture")
+    by_texture = evaluate(Gratings(), "texture", folder=tmp_path)
     assert by_texture["accuracy"] > 0.9
     assert abs(by_texture["shuffled"] - 1 / 8) < 3 * math.sqrt(7 / 64 / 800)
     assert by_texture["follows"]["texture"] > 0.9
     assert by_texture["follows"]["shape"] < 0.05  # never the texture's own number
     assert abs(by_texture["follows"]["background"] - 1 / 8) < 3 * math.sqrt(7 / 64 / 800)
-    as_shape = evaluate(Gratings(), "shape")
+    as_shape = evaluate(Gratings(), "shape", folder=tmp_path)
     assert abs(as_shape["accuracy"] - 1 / 8) < 3 * math.sqrt(7 / 64 / 800)
     assert as_shape["follows"] == by_texture["follows"]
 
@@ -480,6 +575,27 @@ def test_the_command_trains_lists_and_does_not_train_twice(tmp_path, monkeypatch
     recipe = Recipe("fastcka_resnet_mini", label="texture", images=128, pool=96)
     assert path.name == f"fastcka_resnet_mini.{recipe.key}.safetensors"
     assert main(arguments) == 0
+def test_images_to_test_on_are_drawn_once_for_all_networks(monkeypatch, tmp_path):
+    class Bar(nullcontext):
+        def __init__(self, **options):
+            bars.append((options["desc"], done := []))
+            super().__init__(self)
+            self.update = done.append
+
+    monkeypatch.setattr("tqdm.tqdm", Bar)
+    every = {}
+    for label in ("shape", "shape", "texture"):
+        bars = []
+        every[label] = evaluate(Gratings(), label, folder=tmp_path, hidden=False)
+        drawing, testing = bars
+        assert testing == ("testing", [25, 15] * 3)
+        assert drawing[0] == "drawing images to test on"
+        every[label, "drawn"] = sum(drawing[1])
+    assert every["shape", "drawn"] == 0  # the second time
+    assert every["texture", "drawn"] == 40  # where the texture tells nothing
+    assert every["shape"]["follows"] == every["texture"]["follows"]
+
+
     assert "is there already" in capsys.readouterr().err
     assert main(["list", "arms"]) == 0
     rows = capsys.readouterr().out.splitlines()

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -12,9 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastcka.cache import alone
 from fastcka.data.cues import Cues
 from fastcka.data.cues.factors import CUES
 from fastcka.data.cues.scene import render
+from fastcka.warning import CKAWarning
 
 SEED = 1  # of training images; those that networks are tested on have others
 PART = 1000  # images that a process draws at a time
@@ -47,18 +50,30 @@ def pool(
     place = folder / f"pool-{hashlib.sha256(described.encode()).hexdigest()[:16]}"
     if not place.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished = folder / f".{place.name}.{os.getpid()}"
-        unfinished.mkdir(exist_ok=True)
-        try:
-            _draw(images, unfinished, workers, tell)
-            try:
-                unfinished.rename(place)
-            except OSError:  # another process was faster
-                if not place.exists():
-                    raise
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+        with alone(folder / ".pools.lock", _wait):
+            for left in folder.glob(".pool-*"):  # one draws at a time: of those that were killed
+                shutil.rmtree(left, ignore_errors=True)
+            if not place.exists():
+                _draw_to(place, images, workers, tell)
     return Pool(*(np.load(place / f"{name}.npy", mmap_mode="r") for name in Pool._fields))
+
+
+def _wait(other: str) -> None:
+    warnings.warn(f"waits for {other}, which draws images", CKAWarning, stacklevel=2)
+
+
+def _draw_to(place: Path, images: Cues, workers: int, tell: Callable[[int], None]) -> None:
+    unfinished = place.with_name(f".{place.name}.{os.getpid()}")
+    unfinished.mkdir()
+    try:
+        _draw(images, unfinished, workers, tell)
+        try:
+            unfinished.rename(place)
+        except OSError:  # another process was faster, where there are no locks
+            if not place.exists():
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _draw(images: Cues, folder: Path, workers: int, tell: Callable[[int], None]) -> None:

@@ -1,7 +1,8 @@
 """Trains a network after a recipe: stopped at any time, it goes on to the same weights."""
 
+import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from time import monotonic
 
@@ -10,6 +11,8 @@ import torch
 from torch import nn
 
 from fastcka import array_file
+from fastcka.cache import alone
+from fastcka.checkpoint import difference
 from fastcka.data.cues import Cues
 from fastcka.data.cues.philox import words
 from fastcka.data.order import BatchOrder
@@ -19,8 +22,10 @@ from fastcka.models.loading import load
 from fastcka.training.evaluation import evaluate
 from fastcka.training.pool import SEED, Pool, pool
 from fastcka.training.recipe import Recipe
+from fastcka.training.scalars import keep, scalars
 from fastcka.training.supervised import Supervised, loss_of, turned
 from fastcka.training.weights_file import write_weights
+from fastcka.warning import CKAWarning
 
 STATE = "training"
 ALONE = Share()
@@ -57,6 +62,14 @@ class Training:
                 f"a batch of {recipe.batch_size} images cannot be shared by {share.ranks} processes"
             )
         self._share = share
+        # What the bits depend on beside the recipe.
+        self.place = {
+            "threads": torch.get_num_threads(),
+            "processes": share.ranks,
+            "torch": torch.__version__,
+            "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
+        }
+        self.began = self.place
         loaded = load(f"{recipe.model}@{start}" if start else recipe.model, seed=recipe.seed)
         self.network = loaded.module
         self._mean = self._constant(loaded.data_config["mean"])
@@ -130,7 +143,7 @@ class Training:
 
     def state(self) -> dict:
         """All that the next steps depend on, but for the images: arrays and numbers by name."""
-        held = {"step": self.step, "recipe": self.recipe.described()}
+        held = {"step": self.step, "recipe": self.recipe.described(), "began": self.began}
         for name, value in self._module.state_dict().items():
             held[f"module.{name}"] = value.cpu().numpy()
         for k, optimizer in enumerate(self.optimizers):
@@ -142,6 +155,7 @@ class Training:
     def load_state(self, held: Mapping) -> None:
         """Takes a state that `state` has given."""
         self.step = held["step"]
+        self.began = held.get("began", self.place)  # older states do not tell
         weights = {
             name: torch.from_numpy(held[f"module.{name}"]).reshape(value.shape)
             for name, value in self._module.state_dict().items()
@@ -178,6 +192,8 @@ def train(
 ) -> dict:
     """Trains a network and writes its weights, in half precision; goes on where it was stopped.
 
+    The loss is kept beside the weights, for TensorBoard where that is installed.
+
     Args:
         recipe: what is trained on what.
         path: of the weights.
@@ -186,37 +202,73 @@ def train(
         workers: processes that draw the images, if they are not there yet; 0 draws in this one.
         save_every: seconds between two states.
 
+    Raises:
+        ValueError: no such network, a damaged state, or another process is at the same training.
+
     Returns:
         What is known of the network: recipe, accuracy on new images, and how it was made.
     """
-    from tqdm import tqdm
+    check_network(recipe.model)
+    images_of(recipe)  # before anything is made: they are checked
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        lock = folder / f".training-{recipe.key}.lock"
+        share.from_first(lambda: stack.enter_context(alone(lock, _refuse)))
+        hidden = not progress or share.rank > 0
+        return _made(recipe, path, folder, start, workers, device, share, save_every, hidden)
 
+
+def check_network(name: str) -> None:
+    """Refuses what is none of the small networks."""
     from fastcka.models.small import NETWORKS
 
-    if recipe.model not in NETWORKS:
+    if name not in NETWORKS:
         raise ValueError(
             f"`model` must be one of fastcka's small networks, such as {next(iter(NETWORKS))!r}, "
-            f"but is {recipe.model!r}; `fastcka list models 'fastcka_*'` has them"
+            f"but is {name!r}; `fastcka list models 'fastcka_*'` has them"
         )
+
+
+def _refuse(other: str) -> None:
+    raise ValueError(
+        f"this training runs already, in {other}: wait for it, or stop it and give the same "
+        "command, which goes on"
+    ) from None
+
+
+def _made(
+    recipe: Recipe,
+    path: Path,
+    folder: Path,
+    start: Path | None,
+    workers: int,
+    device: str,
+    share: Share,
+    save_every: float,
+    hidden: bool,
+) -> dict:
+    """What `train` returns, of a training that no other process is at."""
+    from tqdm import tqdm
+
     images = images_of(recipe)
-    hidden = not progress or share.rank > 0
     with tqdm(
-        total=recipe.pool, desc="drawing images", unit="image", disable=hidden or None
+        total=recipe.pool, desc="drawing images", unit="image", disable=hidden or None, delay=1
     ) as bar:
-        drawn = share.from_first(lambda: pool(images, folder, workers, bar.update) and None)
-        drawn = pool(images, folder, workers)
-    training = Training(recipe, drawn, start=start, device=device, share=share)
+        share.from_first(lambda: pool(images, folder, workers, bar.update) and None)
+    training = Training(
+        recipe, pool(images, folder, workers), start=start, device=device, share=share
+    )
     unfinished = folder / f"training-{recipe.key}.safetensors"
+    course = folder / f"training-{recipe.key}"
+    if share.rank == 0:
+        for left in folder.glob(f".{unfinished.name}.*"):  # killed while it was written
+            left.unlink(missing_ok=True)
     if unfinished.exists():
-        try:
-            with array_file.understood(unfinished):
-                training.load_state(array_file.read(unfinished, STATE)[0])
-        except ValueError as error:
-            raise ValueError(f"{error}; remove it to begin anew") from None
+        _resume(training, unfinished)
     started, saved, before = monotonic(), monotonic(), training.step
     with (
         Interrupts() as interrupts,
-        _scalars(folder / f"training-{recipe.key}", share) as scalars,
+        nullcontext(_untold) if share.rank else scalars(course, training.step) as told,
         tqdm(
             total=recipe.steps, initial=training.step, desc=path.name, unit="step",
             disable=hidden or None, mininterval=1.0,
@@ -229,7 +281,7 @@ def train(
                     loss = next(steps)
                 bar.update()
                 if training.step % 50 == 0:
-                    scalars(float(loss), training.step)
+                    told(float(loss), training.step)
                     bar.set_postfix(loss=f"{float(loss):.3f}")
                 if monotonic() - saved > save_every:
                     with interrupts.after():
@@ -244,17 +296,41 @@ def train(
     network = training.network.half().float().eval()  # as they are written
     known = {
         "recipe": recipe.described(),
-        **evaluate(network, recipe.label, training.device),
+        **share.from_first(
+            lambda: evaluate(
+                network, recipe.label, training.device,
+                folder=folder, workers=workers, hidden=hidden,
+            )
+        ),
         "images_per_second": round((training.step - before) * recipe.batch_size / seconds),
-        "threads": torch.get_num_threads(),
-        "processes": share.ranks,
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if training.device.type == "cuda" else "cpu",
-    }
+        **training.place,
+    }  # fmt: skip
     if share.rank == 0:
+        keep(course, path)
         write_weights(path, network, known)
         unfinished.unlink(missing_ok=True)
     return known
+
+
+def _untold(loss: float, step: int) -> None:
+    """Of a process that is not the first."""
+
+
+def _resume(training: Training, path: Path) -> None:
+    try:
+        with array_file.understood(path):
+            training.load_state(array_file.read(path, STATE)[0])
+    except ValueError as error:
+        raise ValueError(f"{error}; remove it to begin anew") from None
+    if differing := difference(training.place, training.began):
+        name, now, before = differing
+        warnings.warn(
+            f"the training goes on with {name} {now} after {training.step} steps, and began with "
+            f"{before}: the last bits of the weights will differ from those of a training "
+            "without a break",
+            CKAWarning,
+            stacklevel=2,
+        )
 
 
 def _save(training: Training, path: Path, share: Share) -> None:
@@ -284,17 +360,3 @@ def _optimizers(module: Supervised, recipe: Recipe) -> list[torch.optim.Optimize
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
     return optimizers
-
-
-@contextmanager
-def _scalars(folder: Path, share: Share) -> Iterator:
-    """Writes the loss for TensorBoard, where that is installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        SummaryWriter = None
-    if SummaryWriter is None or share.rank:
-        yield lambda loss, step: None
-        return
-    with SummaryWriter(str(folder)) as writer:
-        yield lambda loss, step: writer.add_scalar("loss", loss, step)
