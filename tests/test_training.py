@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,7 +20,7 @@ from fastcka.data import Cues
 from fastcka.cache import alone
 from fastcka.data.cues.fields import TEXTURES, wave
 from fastcka.distributed import Share
-from fastcka.models import small
+from fastcka.models import small, study
 from fastcka.training import ARMS, Recipe, train
 from fastcka.training.card import card
 from fastcka.training.evaluation import evaluate
@@ -471,6 +472,35 @@ def test_trained_networks_are_found_by_their_names(tmp_path):
 
 
 def test_a_block_without_skip_is_its_branches_alone():
+def test_networks_of_the_study_that_are_not_there_are_told_with_what_makes_them(monkeypatch):
+    assert tuple(ARMS) == study.NAMES
+    assert study.why_missing("resnet18.a1") is None
+    monkeypatch.setattr(small, "trained", lambda name: {})
+    for name in ARMS:
+        assert study.why_missing(name) == (
+            f"{name!r} is a network of the study that is not trained yet: train it with "
+            f"`fastcka train {name}`"
+        )
+
+
+def test_a_network_of_the_study_that_is_not_there_is_no_unknown_model(monkeypatch, tmp_path):
+    name = "fastcka_vit_mini.not_yet"  # all others may be shipped one day
+    monkeypatch.setattr("fastcka.models.study.NAMES", (name,))
+    monkeypatch.setenv("FASTCKA_CACHE", str(tmp_path))
+    with pytest.raises(ValueError, match="is a network of the study that is not trained") as told:
+        models.load(name, pretrained=True)
+    options = parser().parse_args(shlex.split(str(told.value).split("`")[1])[1:])
+    assert options.network == name
+    # It is trained now, elsewhere.
+    path = tmp_path / "networks" / f"{name}.safetensors"
+    network = name.partition(".")[0]
+    write_weights(path, timm.create_model(network), {"recipe": {}})
+    expected = rf"was trained after .* start Python anew, or name it '{network}@{path}'"
+    with pytest.raises(ValueError, match=expected) as told:
+        models.load(name)
+    models.load(str(told.value).split("'")[-2])
+
+
     plain, without = (
         models.load(name, seed=3).module
         for name in ("fastcka_vit_mini", "fastcka_vit_mini_noskip2")

@@ -22,11 +22,11 @@ def split(name: str) -> tuple[str, str | None]:
 def check_known(model: str) -> None:
     import timm
 
-    from fastcka.models import small  # noqa: F401  puts its names among timm's
+    from fastcka.models.study import why_missing  # puts the small networks among timm's
 
     names = timm.list_models() + timm.list_models(include_tags=True)
     if model not in names:
-        raise ValueError(f"unknown model {model!r}{_near(model, names)}")
+        raise ValueError(why_missing(model) or f"unknown model {model!r}{_near(model, names)}")
 
 
 def is_model(name: str) -> bool:
