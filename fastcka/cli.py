@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -13,15 +14,15 @@ from fastcka import (
     plan_command,
     train_command,
 )
-from fastcka.data.cues.factors import CUES, RULES
 from fastcka.command import WrongOption
+from fastcka.data.cues.factors import CUES, RULES
 from fastcka.data.cues.triggers import KINDS, PLACES
 from fastcka.fingerprints import STORED
 from fastcka.info import describe
 from fastcka.kernels.dispatch import BACKENDS
 from fastcka.kernels.operations import OPERANDS
 from fastcka.measures import OF_LAYERS, OF_PAIRS
-from fastcka.options import ESTIMATORS, GRAMS, check_whole_number
+from fastcka.options import ESTIMATORS, GRAMS, check_seconds
 from fastcka.permutation import PERMUTATIONS
 from fastcka.streaming import WEIGHTINGS
 from fastcka.training.recipe import LABELS
@@ -255,7 +256,7 @@ def _add_models(parser) -> Callable:
     add("--pretrained", action="store_true", help="weights from the hub or its cache")
     add("--img-size", type=int, metavar="N", help="pixels of a side, for all models")
     add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
-    add("--threads", type=_threads, metavar="N", help="of each process")
+    add("--threads", type=_whole(1), metavar="N", help="of each process")
     add("--amp", action="store_true", help="run the models under autocast")
     add("--amp-dtype", choices=("float16", "bfloat16"), help="of --amp (default: float16)")
     return add
@@ -281,9 +282,27 @@ def _add_measure(parser) -> Callable:
     return add
 
 
-def _threads(text: str) -> int:
-    check_whole_number("--threads", int(text), 1)
-    return int(text)
+def _whole(least: int) -> Callable[[str], int]:
+    """A type of options, which argparse names."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"\d+", text, re.ASCII) or int(text) < least:
+            raise argparse.ArgumentTypeError(
+                f"must be a whole number from {least} on, but is {text!r}"
+            )
+        return int(text)
+
+    return parse
+
+
+def _seconds(text: str) -> float:
+    try:
+        check_seconds("", float(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be a number of seconds from 0 on, but is {text!r}"
+        ) from None
+    return float(text)
 
 
 def _add_list(commands) -> None:
@@ -293,7 +312,9 @@ def _add_list(commands) -> None:
     models.add_argument("pattern", nargs="?", default="*", help="with wildcards, in quotes")
     models.set_defaults(run=lambda options: print(list_command.models(options.pattern)))
     arms = what.add_parser("arms", help="the trained networks of the study, and their accuracy")
-    arms.set_defaults(run=lambda _: print(train_command.arms()))
+    arms.set_defaults(run=lambda _: print(list_command.arms()))
+    trained = what.add_parser("networks", help="trained networks: of the package, and your own")
+    trained.set_defaults(run=lambda _: print(list_command.networks()))
     layers = what.add_parser("layers", help="what `--layers` can name, in the order of execution")
     layers.add_argument("model", metavar="MODEL", help=MODEL)
     layers.add_argument("--layers", nargs="+", default=["**"], metavar="LAYER",
@@ -343,15 +364,15 @@ def _add_train(commands) -> None:
         "train",
         help="train the small networks on images with known cues",
         description="Trains a small network on generated images, and writes its weights where "
-        "`fastcka compare NAME --pretrained` finds them. Stopped at any time, the same command "
-        "goes on. `fastcka list arms` has the networks of the study, which have a recipe; "
+        "`fastcka compare` and `fastcka list networks` find them. Stopped at any time, the same "
+        "command goes on. `fastcka list arms` has the networks of the study, which have a recipe; "
         "`fastcka list models 'fastcka_*'` has those that take one.",
         epilog="examples: fastcka train fastcka_vit_mini.shape_data3, "
-        "fastcka train fastcka_resnet_mini --label-rule background --data-fraction 0.5",
+        "fastcka train fastcka_resnet_mini --name sky --label-rule background",
     )
     parser.set_defaults(run=train_command.run)
     add = parser.add_argument
-    add("name", nargs="?", metavar="NAME", help="of a network of the study, or of one to train")
+    add("network", nargs="?", metavar="NETWORK", help="one of the study, or one to train")
     add("--all", action="store_true", help="every network of the study that is not there yet")
     add = parser.add_argument_group("recipe").add_argument
     add("--pool", type=int, metavar="N", help="different images there are (default: 50,000)")
@@ -365,11 +386,17 @@ def _add_train(commands) -> None:
     add("--images", type=int, metavar="N", help="to be seen in all (default: 160,000)")
     add = parser.add_argument_group("running").add_argument
     add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
-    add("--threads", type=_threads, metavar="N", help="of each process; --all takes one")
-    add("--workers", type=int, default=0, metavar="N",
+    add("--threads", type=_whole(1), metavar="N", help="of each process; --all takes one")
+    add("--workers", type=_whole(0), default=0, metavar="N",
         help="processes that draw the images (default: this one)")  # fmt: skip
-    add("--jobs", type=int, metavar="N", help="of --all at a time (default: cores, 8 on a GPU)")
-    add("--save-every", type=float, default=60, metavar="SECONDS",
+    add(
+        "--jobs",
+        type=_whole(1),
+        metavar="N",
+        help="of --all at a time (default: cores, 8 on a GPU)",
+    )
+    add("--save-every", type=_seconds, default=60, metavar="SECONDS",
         help="how often the state is saved (default: %(default)s)")  # fmt: skip
+    add("--name", help="of the weights: NETWORK.NAME (default: NETWORK and the recipe's hash)")
     add("--output", metavar="DIR", help="for the weights (default: where networks are found)")
     add("--quiet", action="store_true", help="print nothing but warnings and errors")

@@ -1,11 +1,17 @@
 """What there is to choose from: `fastcka list`."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
 
 from fastcka.capture import Capture
 from fastcka.capture.matching import find
 from fastcka.capture.modules import evaluating, named
 from fastcka.capture.presets import PRESETS
+from fastcka.training import ARMS
+from fastcka.training.recipe import unlike_plain
+from fastcka.training.weights_file import known_of
 
 # Enough that their number is no other size of an activation.
 EXAMPLES = 5
@@ -16,6 +22,55 @@ def models(pattern: str = "*") -> str:
     from fastcka.models import known
 
     return "\n".join(known(pattern))
+
+
+def arms() -> str:
+    """The networks of the study, a line each: accuracy, what is learned, where the weights are."""
+    from fastcka.models import small
+
+    rows = []
+    for name, arm in ARMS.items():
+        network, _, tag = name.partition(".")
+        path = small.trained(network).get(tag)
+        accuracy = "–" if path is None else _known(path)[0]
+        rows.append((name, f"{accuracy:>6}", arm.recipe.label, _place(path)))
+    return _table(rows)
+
+
+def networks() -> str:
+    """The trained networks that can be loaded by name, a line each, and how."""
+    from fastcka.models import small
+
+    rows = [("network", "accuracy", "recipe", "weights")]
+    for network in small.NETWORKS:
+        for tag, path in small.trained(network).items():
+            rows.append((f"{network}.{tag}", *_known(path), _place(path)))
+    first = f"fastcka compare {rows[1][0]} {rows[-1][0]}" if rows[1:] else "fastcka train --help"
+    return f"{_table(rows)}\n\nEach is a model by this name: {first}"
+
+
+def _known(path: Path) -> tuple[str, str]:
+    """Accuracy and recipe of trained weights, in words."""
+    try:
+        known = known_of(path)
+        return f"{known['accuracy']:.1%}", unlike_plain(known["recipe"]) or "plain"
+    except (ValueError, LookupError, TypeError):  # one that is damaged does not hide the others
+        return "–", "not known: the file is damaged, or not of `fastcka train`"
+
+
+def _place(path: Path | None) -> str:
+    from fastcka.models import small
+
+    if path is None:
+        return "not trained yet"
+    return "in the package" if path.parent == small.WEIGHTS else str(path)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    wide = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(f"{c:<{w}}" for c, w in zip(row, wide, strict=True)).rstrip() for row in rows
+    )
 
 
 def layers(model: str, layers="**", img_size: int | None = None) -> str:
@@ -49,11 +104,7 @@ def layers(model: str, layers="**", img_size: int | None = None) -> str:
                 " ".join(preset for preset, names in chosen.items() if name in names),
             )
         )
-    wide = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(f"{c:<{w}}" for c, w in zip(row, wide, strict=True)).rstrip() for row in rows
-    ]
-    return "\n".join([*lines, *capture.notices])
+    return "\n".join([_table(rows), *capture.notices])
 
 
 def _names(preset: str, modules: dict, model: str) -> set[str]:

@@ -6,8 +6,9 @@ import os
 import shlex
 import subprocess
 import sys
-from dataclasses import replace
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -15,9 +16,9 @@ import timm
 import torch
 
 from fastcka import array_file, models
+from fastcka.cache import alone
 from fastcka.cli import main, parser
 from fastcka.data import Cues
-from fastcka.cache import alone
 from fastcka.data.cues.fields import TEXTURES, wave
 from fastcka.distributed import Share
 from fastcka.models import small, study
@@ -25,13 +26,13 @@ from fastcka.training import ARMS, Recipe, train
 from fastcka.training.card import card
 from fastcka.training.evaluation import evaluate
 from fastcka.training.pool import Pool, pool
+from fastcka.training.scalars import keep, scalars
 from fastcka.training.supervised import TURNED_TEXTURES, in_cells, turned
 from fastcka.training.trainer import Training
-from fastcka.training.scalars import keep, scalars
 from fastcka.training.weights_file import known_of, sha256, write_weights
+from fastcka.warning import CKAWarning
 
 FEW = {"pool": 96, "batch_size": 16, "images": 96, "warmup": 2}
-from fastcka.warning import CKAWarning
 NETWORKS = ["fastcka_vit_mini", "fastcka_vit_mini_gap", "fastcka_resnet_mini", "fastcka_mixer_mini"]
 
 
@@ -95,8 +96,6 @@ def test_a_pool_that_was_not_drawn_whole_is_not_used(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-# --- turning
-
 def test_what_a_killed_process_has_drawn_is_removed_by_the_next(tmp_path):
     left = tmp_path / ".pool-0123456789abcdef.12345"
     left.mkdir()
@@ -127,6 +126,8 @@ def test_who_draws_is_waited_for(tmp_path, monkeypatch):
     with pytest.warns(CKAWarning, match="waits for process 12345, which draws images"):
         assert len(pool(Cues(20, seed=1), tmp_path, 0, forbidden).images) == 20
 
+
+# --- turning
 
 
 def test_turning_moves_images_and_masks_alike_and_all_eight_ways_differ():
@@ -254,8 +255,6 @@ def test_a_training_that_is_stopped_while_it_is_tested_makes_no_step_again(
     assert path.exists()
 
 
-def test_a_step_that_failed_half_way_is_not_saved(folder, tmp_path, monkeypatch):
-    recipe = Recipe("fastcka_resnet_mini", **FEW, seed=8)
 def test_two_processes_do_not_train_the_same(folder, tmp_path):
     pytest.importorskip("fcntl")
     recipe = Recipe("fastcka_resnet_mini", **FEW, seed=10)
@@ -316,6 +315,8 @@ def test_a_training_that_goes_on_elsewhere_warns_of_other_bits(folder, images, t
     train(recipe, tmp_path / "b.safetensors", folder=folder, progress=False)
 
 
+def test_a_step_that_failed_half_way_is_not_saved(folder, tmp_path, monkeypatch):
+    recipe = Recipe("fastcka_resnet_mini", **FEW, seed=8)
 
     def failing(self, chosen):
         raise RuntimeError("out of memory")
@@ -471,7 +472,6 @@ def test_trained_networks_are_found_by_their_names(tmp_path):
     assert "['fastcka_resnet_mini.mine']" in done.stdout
 
 
-def test_a_block_without_skip_is_its_branches_alone():
 def test_networks_of_the_study_that_are_not_there_are_told_with_what_makes_them(monkeypatch):
     assert tuple(ARMS) == study.NAMES
     assert study.why_missing("resnet18.a1") is None
@@ -501,6 +501,7 @@ def test_a_network_of_the_study_that_is_not_there_is_no_unknown_model(monkeypatc
     models.load(str(told.value).split("'")[-2])
 
 
+def test_a_block_without_skip_is_its_branches_alone():
     plain, without = (
         models.load(name, seed=3).module
         for name in ("fastcka_vit_mini", "fastcka_vit_mini_noskip2")
@@ -574,6 +575,27 @@ def test_an_evaluation_tells_which_cue_a_network_goes_by(monkeypatch, tmp_path):
     assert as_shape["follows"] == by_texture["follows"]
 
 
+def test_images_to_test_on_are_drawn_once_for_all_networks(monkeypatch, tmp_path):
+    class Bar(nullcontext):
+        def __init__(self, **options):
+            bars.append((options["desc"], done := []))
+            super().__init__(self)
+            self.update = done.append
+
+    monkeypatch.setattr("tqdm.tqdm", Bar)
+    every = {}
+    for label in ("shape", "shape", "texture"):
+        bars = []
+        every[label] = evaluate(Gratings(), label, folder=tmp_path, hidden=False)
+        drawing, testing = bars
+        assert testing == ("testing", [25, 15] * 3)
+        assert drawing[0] == "drawing images to test on"
+        every[label, "drawn"] = sum(drawing[1])
+    assert every["shape", "drawn"] == 0  # the second time
+    assert every["texture", "drawn"] == 40  # where the texture tells nothing
+    assert every["shape"]["follows"] == every["texture"]["follows"]
+
+
 def test_the_card_tells_of_every_network_and_what_is_missing(tmp_path):
     name = "fastcka_resnet_mini.shape_data3"
     known = {
@@ -605,31 +627,62 @@ def test_the_command_trains_lists_and_does_not_train_twice(tmp_path, monkeypatch
     recipe = Recipe("fastcka_resnet_mini", label="texture", images=128, pool=96)
     assert path.name == f"fastcka_resnet_mini.{recipe.key}.safetensors"
     assert main(arguments) == 0
-def test_images_to_test_on_are_drawn_once_for_all_networks(monkeypatch, tmp_path):
-    class Bar(nullcontext):
-        def __init__(self, **options):
-            bars.append((options["desc"], done := []))
-            super().__init__(self)
-            self.update = done.append
-
-    monkeypatch.setattr("tqdm.tqdm", Bar)
-    every = {}
-    for label in ("shape", "shape", "texture"):
-        bars = []
-        every[label] = evaluate(Gratings(), label, folder=tmp_path, hidden=False)
-        drawing, testing = bars
-        assert testing == ("testing", [25, 15] * 3)
-        assert drawing[0] == "drawing images to test on"
-        every[label, "drawn"] = sum(drawing[1])
-    assert every["shape", "drawn"] == 0  # the second time
-    assert every["texture", "drawn"] == 40  # where the texture tells nothing
-    assert every["shape"]["follows"] == every["texture"]["follows"]
-
-
     assert "is there already" in capsys.readouterr().err
     assert main(["list", "arms"]) == 0
     rows = capsys.readouterr().out.splitlines()
     assert [row.split()[0] for row in rows] == list(ARMS)
+
+
+def test_own_networks_have_names_and_are_listed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FASTCKA_CACHE", str(tmp_path))
+    arguments = ["train", "fastcka_resnet_mini", "--images", "128", "--pool", "96"]
+    arguments += ["--name", "mine", "--device", "cpu"]
+    assert main(arguments) == 0
+    path = tmp_path / "networks" / "fastcka_resnet_mini.mine.safetensors"
+    accuracy = known_of(path)["accuracy"]
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"fastcka_resnet_mini.mine: {accuracy:.1%} of new images are recognised"
+    assert said[1] == f"weights   {path}"
+    assert said[-1] == "use       fastcka compare fastcka_resnet_mini.mine"
+    assert main(arguments) == 0
+    assert "is there already, trained in the same way" in capsys.readouterr().err
+    assert main([*arguments, "--seed", "1"]) == 2
+    assert f"--name mine is taken: {path} was trained in another" in capsys.readouterr().err
+    (tmp_path / "networks" / "fastcka_vit_mini.half.safetensors").write_bytes(b"half")
+    assert main(["list", "networks"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    own = next(row for row in rows if "resnet_mini.mine" in row)
+    assert own.split() == [
+        *("fastcka_resnet_mini.mine", f"{accuracy:.1%}", "images", "128;", "pool", "96", str(path))
+    ]
+    assert next(row for row in rows if row.startswith("fastcka_vit_mini.shape ")).split()[2:] == [
+        *("plain", "in", "the", "package")
+    ]
+    assert "not known: the file is damaged" in next(row for row in rows if "mini.half" in row)
+    assert rows[-1].startswith("Each is a model by this name: fastcka compare fastcka_vit_mini.")
+
+
+def test_networks_that_lie_elsewhere_are_used_by_their_files(tmp_path, monkeypatch, capsys, folder):
+    monkeypatch.setenv("FASTCKA_CACHE", str(folder))
+    place = tmp_path / "of mine"
+    arguments = ["train", "fastcka_resnet_mini", "--images", "128", "--pool", "96", "--seed", "3"]
+    assert main([*arguments, "--name", "a", "--output", str(place), "--device", "cpu"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    weights = place / "fastcka_resnet_mini.a.safetensors"
+    compare = shlex.split(said[-1].partition(" ")[2])
+    assert compare == ["fastcka", "compare", f"fastcka_resnet_mini@{weights}"]
+    assert models.load(compare[-1]).provenance["sha256"] == sha256(weights)
+    if find_spec("tensorboard"):
+        assert (
+            said[-2]
+            == f"loss      tensorboard --logdir '{place}/fastcka_resnet_mini.a.tensorboard'"
+        )
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["train", "fastcka_vit_mini", "--device", "cuda"]) == 2
+    assert "--device is 'cuda', but torch finds no GPU" in capsys.readouterr().err
 
 
 def test_all_arms_are_trained_each_by_its_own_command_and_failures_are_named(
@@ -666,6 +719,17 @@ def test_all_arms_are_trained_each_by_its_own_command_and_failures_are_named(
     assert "Not trained yet: `fastcka_resnet_mini.texture`." in (tmp_path / "README.md").read_text()
 
 
+VIT = "fastcka_vit_mini"
+
+
+def command(*arguments):
+    """What a command ends with, also where its options alone are wrong."""
+    try:
+        return main(arguments)
+    except SystemExit as end:
+        return end.code
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -673,17 +737,56 @@ def test_all_arms_are_trained_each_by_its_own_command_and_failures_are_named(
         (["fastcka_vit_mini", "--all"], "--all trains every network of the study: give no name"),
         (["fastcka_vit_mini.shape", "--seed", "1"], "--seed does nothing here: the recipe is that"),
         (["--all", "--no-skip", "1"], "--no-skip does nothing here"),
-        (["resnet18"], "`model` must be one of fastcka's small networks, such as"),
-        (["fastcka_vit_mini", "--no-skip", "8"], "fastcka_vit_mini_noskip8"),
-        (["fastcka_vit_mini", "--data-fraction", "2"], "`fraction` must be a number from 0 to 1"),
-        (["fastcka_vit_mini", "--data-fraction", "0.001"], "`fraction` must leave a batch of 64"),
-        (["fastcka_vit_mini", "--init-from", "no.pth"], "there are no weights 'no.pth' to start"),
-        (["fastcka_vit_mini", "--correlation", "shape", "1"], "`correlation` names 'shape', which"),
-        (["fastcka_vit_mini", "--correlation", "hue", "1"], "`correlation` must be one of"),
+        (["resnet18"], "NETWORK must be one of fastcka's small networks, such as"),
+        (
+            ["fastcka_vit_mini.texure"],
+            "NETWORK must be one of the study where it has a tag, but is 'fastcka_vit_mini.texure'"
+            ": did you mean fastcka_vit_mini.texture or ",
+        ),
+        (["x.q"], "see `fastcka list arms`; --name gives a training of your own"),
+        ([VIT, "--no-skip", "8"], "--no-skip must be a block of fastcka_vit_mini, 0 to 7, but is"),
+        (["fastcka_mixer_mini", "--no-skip", "1"], "but is block 1 of fastcka_mixer_mini"),
+        ([VIT, "--data-fraction", "7"], "--data-fraction must be a number from 0 to 1, but is 7"),
+        (
+            [VIT, "--data-fraction", "0"],
+            "--data-fraction must leave a batch of 64 images of the 50,000, 0.0013 of them or more",
+        ),
+        ([VIT, "--pool", "10"], "--pool must be a batch of 64 images at least, but is 10"),
+        ([VIT, "--images", "0"], "--images must be a whole number from 1 on, but is 0"),
+        ([VIT, "--seed", "-1"], "--seed must be a whole number from 0 on, but is -1"),
+        ([VIT, "--seed", "x"], "argument --seed: invalid int value: 'x'"),
+        ([VIT, "--threads", "0"], "argument --threads: must be a whole number from 1 on, but is"),
+        ([VIT, "--workers", "-1"], "argument --workers: must be a whole number from 0 on, but is"),
+        ([VIT, "--save-every", "-1"], "--save-every: must be a number of seconds from 0 on, but"),
+        ([VIT, "--save-every", "soon"], "--save-every: must be a number of seconds from 0 on, but"),
+        ([VIT, "--device", "gpu"], "--device must be cpu, cuda or cuda:N, but is 'gpu'"),
+        ([VIT, "--jobs", "2"], "--jobs does nothing without --all"),
+        (
+            [VIT, "--init-from", "no.pth"],
+            "--init-from must be a file of weights, or a trained network that `fastcka list "
+            "networks` has, but is 'no.pth'",
+        ),
+        ([VIT, "--correlation", "shape", "1"], "--correlation names 'shape', which"),
+        ([VIT, "--correlation", "hue", "1"], "--correlation must be one of 'shape', 'texture', "),
+        ([VIT, "--correlation", "trigger", "1"], "--correlation must be one of 'shape', "),
+        (
+            [VIT, "--correlation", "texture", "abc"],
+            "--correlation texture must be a number from 0 to 1, but is 'abc'",
+        ),
+        (
+            [VIT, "--correlation", "texture", "2"],
+            "--correlation texture must be a number from 0 to 1, but is 2.0",
+        ),
+        ([VIT, "--output", __file__], "cannot make the folder"),
+        ([VIT, "--name", "a.b"], "--name must be letters, digits, _ and -, but is 'a.b'"),
+        ([VIT, "--name", "shape"], "--name must not be that of a network of the study, but is"),
+        (["fastcka_vit_mini.shape", "--name", "a"], "--name does nothing here: networks of the"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("FASTCKA_CACHE", str(tmp_path))
-    assert main(["train", *arguments, "--device", "cpu"]) == 1
-    assert message in capsys.readouterr().err
+    device = () if "--device" in arguments else ("--device", "cpu")
+    assert command("train", *arguments, *device) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert message in error
     assert not list(tmp_path.iterdir())

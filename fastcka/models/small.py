@@ -53,6 +53,24 @@ NETWORKS = {
 }
 
 
+def without_skip(name: str, block: int) -> str:
+    """The network that is like another, but for the skip connections of a block.
+
+    Raises:
+        ValueError: there is none.
+
+    >>> without_skip("fastcka_vit_mini", 3)
+    'fastcka_vit_mini_noskip3'
+    """
+    without = f"{name}_noskip{block}"
+    if without not in NETWORKS:
+        raise ValueError(
+            f"`no_skip` must be a block of fastcka_vit_mini, 0 to {DEPTH - 1}, but is block "
+            f"{block} of {name}"
+        )
+    return without
+
+
 def trained(name: str) -> dict[str, Path]:
     """The weights of a network by tag: those of the package, and those that were trained here."""
     found = [

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from fastcka.training.arms import ARMS
 from fastcka.training.evaluation import COUNT
-from fastcka.training.recipe import LABELS, Recipe
+from fastcka.training.recipe import LABELS, Recipe, unlike_plain
 from fastcka.training.weights_file import known_of, sha256
 
 HEAD = """# Trained networks
@@ -61,14 +61,8 @@ def _row(name: str, known: dict) -> str:
 
 
 def _made(name: str, known: dict, path: Path) -> str:
-    recipe = Recipe(known["recipe"]["model"]).described()
-    other = [
-        f"{key} {value}" if key != "start" else f"start {ARMS[name].start}"
-        for key, value in known["recipe"].items()
-        if value != recipe[key]
-    ]
+    other = unlike_plain(known["recipe"], ARMS[name].start)
     place = f"{known['device']}, {known['threads']} threads, torch {known['torch']}"
     return (
-        f"| `{name}` | {'; '.join(other)} | {place} | {known['images_per_second']} "
-        f"| `{sha256(path)[:16]}` |\n"
+        f"| `{name}` | {other} | {place} | {known['images_per_second']} | `{sha256(path)[:16]}` |\n"
     )

@@ -50,14 +50,21 @@ class Recipe:
     def __post_init__(self):
         check_choice("label", self.label, LABELS)
         check_share("fraction", self.fraction)
+        for cue, rho in self.correlation.items():
+            check_choice("correlation", cue, LABELS)
+            check_share(f"correlation[{cue!r}]", rho)
         for name in ("images", "batch_size", "pool"):
             check_whole_number(name, getattr(self, name), 1)
         for name in ("seed", "warmup"):
             check_whole_number(name, getattr(self, name), 0)
+        if self.pool < self.batch_size:
+            raise ValueError(
+                f"`pool` must be a batch of {self.batch_size} images at least, but is {self.pool}"
+            )
         if self.fraction * self.pool < self.batch_size:
             raise ValueError(
-                f"`fraction` must leave a batch of {self.batch_size} images of the {self.pool}, "
-                f"but is {self.fraction!r}"
+                f"`fraction` must leave a batch of {self.batch_size} images of the {self.pool:,}, "
+                f"{self.batch_size / self.pool:.2g} of them or more, but is {self.fraction!r}"
             )
 
     @property
@@ -78,3 +85,21 @@ class Recipe:
         return hashlib.sha256(json.dumps(self.described(), sort_keys=True).encode()).hexdigest()[
             :16
         ]
+
+
+def unlike_plain(described: Mapping, start: str | None = None) -> str:
+    """In what a recipe differs from the plain one of its network, in words.
+
+    Args:
+        described: the recipe as `Recipe.described` gives it.
+        start: the name of the weights it starts from, where that is known.
+
+    >>> unlike_plain(Recipe("fastcka_vit_mini", label="texture", fraction=0.1).described())
+    'label texture; fraction 0.1'
+    """
+    plain = Recipe(described["model"]).described()
+    return "; ".join(
+        f"{key} {(start or value) if key == 'start' else value}"
+        for key, value in described.items()
+        if value != plain.get(key)
+    )
