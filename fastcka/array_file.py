@@ -22,6 +22,8 @@ KINDS = {
     "CKAResults": ("CKAResults", ": use CKAResults.load"),
     "fingerprint": ("a fingerprint", ": give it to fastcka.compare"),
     "state": ("the state of an unfinished comparison", ": resume it"),
+    "experiment": ("the result of an experiment", ": see `fastcka study`"),
+    "measurement": ("a measurement of a study", ": run the study again"),
     "training": ("the state of an unfinished training", ": train on with the same command"),
 }
 # Other arrays are written in float64.

@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -22,7 +22,7 @@ from fastcka.keeping import Keeper
 from fastcka.named_sums import named
 from fastcka.observations import Observations, Seen
 from fastcka.options import check_whole_number
-from fastcka.participant import Inputs, Participant, autocast_name
+from fastcka.participant import Entered, Inputs, Participant, autocast_name
 from fastcka.result import CKAResult, CKAResults
 from fastcka.stages import GRAM, MODELS, PRODUCTS, READING, Stages, stages
 from fastcka.streaming import SMALLEST_BATCH, MinibatchCKA
@@ -393,7 +393,7 @@ class _Sums:
                     observed = {}
                     for p in group:
                         observed |= self.observations.watching(p.label, p.capture.model, given.n)
-                    values = {key: _Entered(one) for key, one in observed.items()}
+                    values = {key: Entered(one) for key, one in observed.items()}
                     participant.run(
                         given, number, sinks[participant.label], [*beside, *values.values()]
                     )
@@ -522,20 +522,6 @@ class _Unknown:
         stacks = [GramStack.joined([row.pop(layer) for layer in layers]) for row in self._rows]
         self._sums._devices[label] = stacks[0].packed.device
         return stacks
-
-
-class _Entered(AbstractContextManager):
-    """A context that is entered by another; `value` is what it gives."""
-
-    def __init__(self, inner: AbstractContextManager):
-        self._inner = inner
-
-    def __enter__(self):
-        self.value = self._inner.__enter__()
-        return self.value
-
-    def __exit__(self, *error):
-        return self._inner.__exit__(*error)
 
 
 def _together(seen: list[Seen]) -> Seen:

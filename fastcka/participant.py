@@ -210,6 +210,20 @@ class Participant:
         }
 
 
+class Entered(AbstractContextManager):
+    """A context that is entered by another; `value` is what it gives."""
+
+    def __init__(self, inner: AbstractContextManager):
+        self._inner = inner
+
+    def __enter__(self):
+        self.value = self._inner.__enter__()
+        return self.value
+
+    def __exit__(self, *error):
+        return self._inner.__exit__(*error)
+
+
 def autocast_dtype(autocast: str | torch.dtype | None) -> torch.dtype | None:
     """The dtype that an `autocast` argument names."""
     if autocast is None or autocast in AUTOCAST.values():

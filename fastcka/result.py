@@ -3,7 +3,7 @@
 import numbers
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +100,45 @@ class CKAResult:
             f"{f'{passes} passes, together ' if passes > 1 else ''}"
             f"{self.n_examples} examples in {batches}, {estimator}"
             f"{', untrained networks' if untrained else ''}"
+        )
+
+    def transposed(self) -> "CKAResult":
+        """The same with the two models in the other order.
+
+        >>> import torch, fastcka
+        >>> cka = fastcka.MinibatchCKA(["x"], ["y", "z"])
+        >>> result = cka.update([torch.eye(5)], [torch.eye(5), torch.rand(5, 2)]).compute()
+        >>> result.transposed().layers_a
+        ('y', 'z')
+        """
+        other = {"a": "b", "b": "a"}
+
+        def turned(name: str, value: np.ndarray) -> tuple[str, np.ndarray]:
+            if value.ndim > 1:
+                return name, np.swapaxes(value, -1, -2)
+            return name[:-1] + other[name[-1]], value  # of the layers of one model
+
+        names = ("models", "conditioning")
+        meta = {k: v for k, v in self.meta.items() if not k.startswith(names)}
+        models = list(self.meta.get("models", {}).values())
+        if models:
+            meta["models"] = dict(zip("ab", reversed(models), strict=False))
+        for side in "ab":
+            if f"conditioning_{side}" in self.meta:
+                meta[f"conditioning_{other[side]}"] = self.meta[f"conditioning_{side}"]
+        return replace(
+            self,
+            cka=self.cka.T,
+            stderr=self.stderr.T,
+            hsic_ab=self.hsic_ab.T,
+            hsic_aa=self.hsic_bb,
+            hsic_bb=self.hsic_aa,
+            layers_a=self.layers_b,
+            layers_b=self.layers_a,
+            meta=meta,
+            null=None if self.null is None else np.swapaxes(self.null, -1, -2),
+            also=dict(turned(name, value) for name, value in self.also.items()),
+            influence={pair[::-1]: value for pair, value in self.influence.items()},
         )
 
     def ci(self, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
@@ -200,11 +239,11 @@ class CKAResult:
         ...     fastcka.CKAResult.load(result.save(f"{folder}/conv.safetensors")).layers_a
         ('conv1',)
         """
-        return array_file.write(path, "CKAResult", [self._record()])
+        return array_file.write(path, "CKAResult", [self.as_record()])
 
     def file_size(self) -> int:
         """Bytes of the file that `save` writes."""
-        return array_file.size("CKAResult", [self._record()])
+        return array_file.size("CKAResult", [self.as_record()])
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "CKAResult":
@@ -215,10 +254,11 @@ class CKAResult:
             ValueError: the file is damaged, from a newer fastcka, or holds no single result.
         """
         with array_file.understood(path):
-            return cls._from_file(array_file.read(path, "CKAResult")[0])
+            return cls.from_record(array_file.read(path, "CKAResult")[0])
 
     @classmethod
-    def _from_file(cls, fields: dict) -> "CKAResult":
+    def from_record(cls, fields: dict) -> "CKAResult":
+        """What `as_record` gave, as it comes back from a file."""
         names = ("layers_a", "layers_b", "warnings")
         also = {name: fields.pop(name) for name in list(fields) if name.startswith(ALSO)}
         fields["also"] = {name.removeprefix(ALSO): value for name, value in also.items()}
@@ -247,7 +287,7 @@ class CKAResult:
                 raise ValueError(f"`{name}` has shape {value.shape}, expected is {shapes[name]}")
         return result
 
-    def _record(self) -> dict:
+    def as_record(self) -> dict:
         """All fields, with every array under a name of its own."""
         fields = {k: v for k, v in vars(self).items() if k not in ("also", "influence")}
         if self.influence:
@@ -362,7 +402,7 @@ class CKAResults(Mapping):
         return array_file.size("CKAResults", self._records())
 
     def _records(self) -> list[dict]:
-        return [{"pair": pair, **result._record()} for pair, result in self.items()]
+        return [{"pair": pair, **result.as_record()} for pair, result in self.items()]
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "CKAResults":
@@ -370,7 +410,7 @@ class CKAResults(Mapping):
         with array_file.understood(path):
             records = array_file.read(path, "CKAResults")
             return cls(
-                {tuple(fields.pop("pair")): CKAResult._from_file(fields) for fields in records}
+                {tuple(fields.pop("pair")): CKAResult.from_record(fields) for fields in records}
             )
 
     def plot(

@@ -75,7 +75,7 @@ def files(tmp_path_factory):
 
 def arrays_of(loaded):
     if isinstance(loaded, CKAResult):
-        return {k: v for k, v in loaded._record().items() if isinstance(v, np.ndarray)}
+        return {k: v for k, v in loaded.as_record().items() if isinstance(v, np.ndarray)}
     if isinstance(loaded, CKAResults):
         return {(p, k): v for p, one in loaded.items() for k, v in arrays_of(one).items()}
     return {name: value.numpy() for name, value in loaded[1].items()}
@@ -83,7 +83,7 @@ def arrays_of(loaded):
 
 def plain_of(loaded):
     if isinstance(loaded, CKAResult):
-        return {k: v for k, v in loaded._record().items() if not isinstance(v, np.ndarray)}
+        return {k: v for k, v in loaded.as_record().items() if not isinstance(v, np.ndarray)}
     if isinstance(loaded, CKAResults):
         return {pair: plain_of(one) for pair, one in loaded.items()}
     return loaded[0]

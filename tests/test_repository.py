@@ -40,6 +40,7 @@ ORDER = [
     ["comparison", "fingerprinting"],
     ["planning"],
     ["info", "summary", "influence_table", "launch", "output_folder", "training"],
+    ["experiments"],
     ["command"],
     [
         "compare_command",

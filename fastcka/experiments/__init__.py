@@ -1,0 +1,11 @@
+"""WHY: the questions of the study, a file each.
+
+An experiment is a module with `NUMBERS`, `TITLE`, `FINDING`, its claims, a frozen `Config`, and
+
+- `plan(config, subjects)`: the needs, which are measured for all experiments together; raises
+  `NotApplicable` where the networks cannot answer the question;
+- `finish(config, subjects, measured)`: a `Result`, arrays and claims;
+- `plot(result)`: figures by name, of a result that was made or loaded.
+
+The smallest is `within_model`. `registry` lists them all.
+"""

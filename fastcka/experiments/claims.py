@@ -1,0 +1,84 @@
+"""What a paper says that may or may not hold of other networks: a sentence, a number, a limit."""
+
+import math
+from dataclasses import dataclass
+
+HOLDS, FAILS, UNTESTED = "holds", "does not hold", "not tested"
+SENSES = (">", "<")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence with a number that decides it.
+
+    Attributes:
+        experiment: "E1", "E2", ….
+        text: what is claimed, in words that do not depend on image size or number of classes.
+        sense, threshold: the claim holds where the measured number is > or < this, or equal to it.
+            Thresholds are proposals: the papers show figures and give no numbers for most.
+    """
+
+    experiment: str
+    text: str
+    sense: str
+    threshold: float
+
+    def __post_init__(self):
+        if self.sense not in SENSES:
+            raise ValueError(f"`sense` must be '>' or '<', but is {self.sense!r}")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a claim on some networks.
+
+    Attributes:
+        claim: the claim.
+        of: the networks, in words.
+        measured: the number; None or NaN where it could not be measured.
+        stderr: its standard error, where there is one.
+        why: why it was not tested.
+
+    >>> claim = Claim("E1", "the top is like the bottom", ">", 0.5)
+    >>> Verdict(claim, "vit", 0.7).verdict, Verdict(claim, "", None, why="no ViT").verdict
+    ('holds', 'not tested')
+    """
+
+    claim: Claim
+    of: str
+    measured: float | None
+    stderr: float | None = None
+    why: str = ""
+
+    @property
+    def verdict(self) -> str:
+        if self.measured is None or math.isnan(self.measured):
+            return UNTESTED
+        more = self.measured >= self.claim.threshold
+        less = self.measured <= self.claim.threshold
+        return HOLDS if (more if self.claim.sense == ">" else less) else FAILS
+
+    def as_row(self) -> dict:
+        """For tables and JSON."""
+
+        def number(value: float | None) -> float | None:
+            return None if value is None or math.isnan(value) else float(value)
+
+        claim = self.claim
+        return {
+            "experiment": claim.experiment,
+            "claim": claim.text,
+            "of": self.of,
+            "measured": number(self.measured),
+            "stderr": number(self.stderr),
+            "sense": claim.sense,
+            "threshold": claim.threshold,
+            "verdict": self.verdict,
+            "why": self.why,
+        }
+
+    @classmethod
+    def from_row(cls, row: dict) -> "Verdict":
+        """What `as_row` was made of."""
+        claim = Claim(row["experiment"], row["claim"], row["sense"], row["threshold"])
+        return cls(claim, row["of"], row["measured"], row["stderr"], row["why"])

@@ -1,0 +1,201 @@
+"""The passes of few-shot probes: over the images they are fitted to, and over those they meet."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from fastcka.analysis.few_shot import Draw, draw
+from fastcka.analysis.observer import Observer
+from fastcka.analysis.ridge import RidgePath
+from fastcka.data import ImageBatches
+from fastcka.experiments.needs import NotApplicable, Probe
+from fastcka.experiments.sample import Sample, view
+from fastcka.experiments.subjects import Subject
+from fastcka.participant import Entered, Participant
+
+Key = tuple[str, str]  # what is observed, and the layer
+
+
+@dataclass(frozen=True)
+class Accuracies:
+    """Of probes, the mean over their draws of images to fit.
+
+    Attributes:
+        accuracy: share of the test images, by layer; [tokens] where each token has a probe.
+        stderr: over other test images and other draws together.
+        classes, tests: how many; a guess is right in 1/classes.
+    """
+
+    accuracy: Mapping[str, np.ndarray]
+    stderr: Mapping[str, np.ndarray]
+    classes: int
+    tests: int
+
+
+@dataclass(frozen=True)
+class Shots:
+    """Images a class to fit probes, and to choose their lambda; how often these are drawn."""
+
+    fit: int = 10
+    held_out: int = 10
+    draws: int = 3
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Which images are for what: draws by their place in the pool, which is all of them."""
+
+    pool: ImageBatches
+    labels: torch.Tensor
+    draws: list[Draw]
+    tests: ImageBatches
+    classes: int
+
+
+def run(
+    needs: Sequence[Probe],
+    subject: Subject,
+    sample: Sample,
+    shots: Shots,
+    *,
+    device: str | None,
+    autocast: torch.dtype | None,
+    progress: bool,
+) -> dict[Probe, Accuracies]:
+    """Fit all probes of one network, then test them; each image runs through it once.
+
+    Raises:
+        NotApplicable: the images have no labels, or a class has too few of them.
+    """
+    chosen = _choose(subject, sample, shots)
+    observers = {need.what: need.make(subject.network.module) for need in needs}
+
+    def features(images: ImageBatches, bar: str):
+        where = {"device": device, "autocast": autocast, "progress": progress and bar}
+        return _features(subject, observers, images, **where)
+
+    probes = _fitted(features(chosen.pool, f"fitting probes: {subject.name}"), chosen)
+    right, tests = dict.fromkeys(probes, 0), 0
+    for _, labels, values in features(chosen.tests, f"testing probes: {subject.name}"):
+        tests += len(labels)
+        for key, x in values.items():
+            found = [path.accuracy(x, labels, lam).cpu() for path, lam in probes[key]]
+            right[key] = right[key] + torch.stack(found) * len(labels)
+    found = {}
+    for need in needs:
+        of = {
+            layer: _mean(hits, tests) for (what, layer), hits in right.items() if what == need.what
+        }
+        accuracy, stderr = ({layer: pair[i] for layer, pair in of.items()} for i in (0, 1))
+        found[need] = Accuracies(accuracy, stderr, chosen.classes, tests)
+    return found
+
+
+def _mean(hits: torch.Tensor, tests: int) -> tuple[np.ndarray, np.ndarray]:
+    """Over the draws, with its error: over test images, and over draws where there are several."""
+    each = (hits / tests).numpy()
+    mean = each.mean(0)
+    among = each.var(0, ddof=1) / len(each) if len(each) > 1 else 0.0
+    return mean, np.sqrt(mean * (1 - mean) / tests + among)
+
+
+def _choose(subject: Subject, sample: Sample, shots: Shots) -> _Chosen:
+    everything = sample.batches([subject], None)
+    apart = sample.probe_root is not None
+    source = sample.probes([subject], None) if apart else everything
+    if source.labels is None or everything.labels is None:
+        raise NotApplicable("probes need labelled images: put those of a class in a folder")
+    labels = torch.tensor(source.labels)
+    known = (labels >= 0).nonzero()[:, 0]
+    classes = int(labels.max()) + 1
+    seeds = range(sample.seed, sample.seed + shots.draws)
+    try:
+        draws = [draw(labels[known], classes, shots.fit, shots.held_out, seed) for seed in seeds]
+    except ValueError as error:
+        raise NotApplicable(f"{source.root}: {error}") from error
+    draws = [Draw(*(known[part] for part in one)) for one in draws]
+    used = torch.cat([part for one in draws for part in one]).unique()
+    place = torch.full((len(labels),), -1)
+    place[used] = torch.arange(len(used))
+    rest = torch.ones(len(everything.labels), dtype=torch.bool)
+    rest[torch.tensor(everything.labels) < 0] = False
+    if not apart:
+        rest[used] = False
+    if not rest.any():
+        raise NotApplicable(f"{sample.root}: no labelled images are left to test probes on")
+    only = rest.nonzero()[:, 0].tolist()
+    pool = (sample.probes if apart else sample.batches)([subject], None, only=used.tolist())
+    return _Chosen(
+        pool,
+        labels[used],
+        [Draw(*(place[part] for part in one)) for one in draws],
+        sample.batches([subject], sample.tests, only=only),
+        classes,
+    )
+
+
+def _fitted(
+    seen: Iterator[tuple[torch.Tensor, torch.Tensor, dict[Key, torch.Tensor]]], chosen: _Chosen
+) -> dict[Key, list[tuple[RidgePath, torch.Tensor]]]:
+    """Of each draw the probes, and the lambda that does best on the images held out."""
+    parts: dict[Key, list[torch.Tensor]] = {}
+    files = []
+    for index, _, values in seen:
+        files.append(index)
+        for key, x in values.items():
+            parts.setdefault(key, []).append(x)
+    order = torch.cat(files).argsort()  # the pool is sorted by file
+    probes = {}
+    for key in list(parts):
+        x = torch.cat(parts.pop(key), -2)
+        x = x.index_select(-2, order.to(x.device))
+        probes[key] = [_best(x, chosen.labels, one, chosen.classes) for one in chosen.draws]
+    return probes
+
+
+def _best(
+    x: torch.Tensor, labels: torch.Tensor, chosen: Draw, classes: int
+) -> tuple[RidgePath, torch.Tensor]:
+    fit, held_out = (part.to(x.device) for part in chosen)
+    path = RidgePath.fit(x.index_select(-2, fit), labels[chosen.fit], classes)
+    found = path.accuracy(x.index_select(-2, held_out), labels[chosen.held_out])
+    among = torch.tensor(path.lambdas, dtype=torch.float64, device=found.device)
+    best = found == found.amax(-1, keepdim=True)
+    return path, torch.where(best, among, 0.0).amax(-1)  # of equally good ones the largest
+
+
+def _features(
+    subject: Subject,
+    observers: Mapping[str, Observer],
+    images: ImageBatches,
+    *,
+    device: str | None,
+    autocast: torch.dtype | None,
+    progress: bool | str,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, dict[Key, torch.Tensor]]]:
+    """Numbers of the images, their labels, and the features [..., images, d] of each batch."""
+    participant = Participant(
+        subject.name,
+        subject.network.module,
+        list(subject.blocks[-1:]),
+        prepare=view(subject.name),
+        autocast=autocast,
+        device=device,
+    )
+    bar = tqdm(images, desc=progress or None, unit="batch", disable=None if progress else True)
+    with participant.ready():
+        for number, batch in enumerate(bar):
+            inputs = participant.inputs(batch)
+            module = participant.capture.model
+            watching = {what: one.watching(module, inputs.n) for what, one in observers.items()}
+            entered = {what: Entered(one) for what, one in watching.items()}
+            participant.run(inputs, number, lambda layer, x: None, entered.values())
+            features = {
+                (what, layer): x.float() if x.ndim == 2 else x.float().movedim(1, 0)
+                for what, one in entered.items()
+                for layer, x in one.value.items()
+            }
+            yield batch["index"], batch["label"], features

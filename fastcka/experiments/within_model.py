@@ -1,0 +1,125 @@
+"""How alike are all layers of one network? E1: Raghu et al. 2021, figures 1 and B.1.
+
+Every layer of a transformer is much like every other; a CNN falls into stages, whose first and last
+are unlike. `fastcka study --experiments E1`. Costs one pass of each network over the images.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastcka.experiments.claims import Claim, Verdict
+from fastcka.experiments.needs import Comparison, Need, Side
+from fastcka.experiments.result import Result
+from fastcka.experiments.subjects import CNN, TRANSFORMER, Subject, Subjects
+from fastcka.report.heatmap import heatmap
+from fastcka.result import CKAResult
+
+NUMBERS = ("E1",)
+TITLE = "Layers within a network"
+FINDING = (
+    "ViTs are nearly uniform, with high similarity between low and high layers; ResNets fall into "
+    "stages, and their low and high layers are unlike."
+)
+TRANSFORMERS_ARE_UNIFORM = Claim(
+    "E1",
+    "CKA between the lowest and the highest third of the blocks is higher in the transformer than "
+    "in the CNN, by",
+    ">",
+    0.1,
+)
+STAGES_PART = Claim(
+    "E1",
+    "CKA of blocks within a stage of the CNN exceeds that of blocks in neighbouring stages by",
+    ">",
+    0.0,
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Nothing to choose: the layers are those of the paper, where the network has them."""
+
+
+def plan(config: Config, subjects: Subjects) -> list[Need]:
+    return [need for one in _shown(subjects) for need in (_all_layers(one), _blocks(one))]
+
+
+def finish(config: Config, subjects: Subjects, measured: Mapping[Need, CKAResult]) -> Result:
+    arrays, layers, ends = {}, {}, {}
+    for one in _shown(subjects):
+        result = measured[_all_layers(one)]
+        arrays[f"cka/{one.name}"], arrays[f"stderr/{one.name}"] = result.cka, result.stderr
+        layers[one.name] = list(result.layers_a)
+        ends[one.name] = low_to_high(measured[_blocks(one)].cka)
+    verdicts = []
+    transformers, cnns = subjects.own(TRANSFORMER), subjects.own(CNN)
+    for transformer in transformers:
+        for cnn in cnns:
+            verdicts.append(
+                Verdict(
+                    TRANSFORMERS_ARE_UNIFORM,
+                    f"{transformer.name}, {cnn.name}",
+                    ends[transformer.name] - ends[cnn.name],
+                )
+            )
+    if not verdicts:
+        verdicts.append(
+            Verdict(TRANSFORMERS_ARE_UNIFORM, "", None, why="needs a transformer and a CNN")
+        )
+    for cnn in cnns:
+        stages = [block.rpartition(".")[0] for block in cnn.blocks]
+        drop = stage_drop(measured[_blocks(cnn)].cka, stages)
+        why = "" if np.isfinite(drop) else "its blocks are in one list, or one a stage"
+        verdicts.append(Verdict(STAGES_PART, cnn.name, drop, why=why))
+    if not cnns:
+        verdicts.append(Verdict(STAGES_PART, "", None, why="needs a CNN"))
+    facts = {"layers": layers, "low_to_high": ends}
+    return Result(arrays, facts, tuple(verdicts))
+
+
+def plot(result: Result) -> dict:
+    """A heat map a network, by its name."""
+    return {
+        name: heatmap(result.arrays[f"cka/{name}"], {name: layers}, {name: layers})
+        for name, layers in result.facts["layers"].items()
+    }
+
+
+def low_to_high(cka: np.ndarray) -> float:
+    """Mean CKA between the lowest and the highest third of the layers; of fewer than 3, NaN.
+
+    >>> low_to_high(np.array([[1, 0.5, 0.2], [0.5, 1, 0.5], [0.2, 0.5, 1]]))
+    0.2
+    """
+    third = len(cka) // 3
+    return float(cka[:third, -third:].mean()) if third else np.nan
+
+
+def stage_drop(cka: np.ndarray, stages: Sequence[str]) -> float:
+    """Mean CKA of two blocks of one stage, less that of blocks in neighbouring stages.
+
+    >>> cka = np.array([[1, 0.9, 0.3], [0.9, 1, 0.3], [0.3, 0.3, 1]])
+    >>> round(stage_drop(cka, ["low", "low", "high"]), 9)
+    0.6
+    """
+    order = list(dict.fromkeys(stages))
+    number = np.array([order.index(stage) for stage in stages])
+    apart = np.abs(number[:, None] - number)
+    within = (apart == 0) & ~np.eye(len(cka), dtype=bool)
+    if not within.any() or not (apart == 1).any():
+        return np.nan
+    return float(cka[within].mean() - cka[apart == 1].mean())
+
+
+def _shown(subjects: Subjects) -> list[Subject]:
+    return subjects.own(TRANSFORMER, CNN)
+
+
+def _all_layers(one: Subject) -> Comparison:
+    return Comparison(Side(one.name, one.fine), Side(one.name, one.fine))
+
+
+def _blocks(one: Subject) -> Comparison:
+    return Comparison(Side(one.name), Side(one.name))
