@@ -12,6 +12,7 @@ from fastcka import (
     fingerprint_command,
     list_command,
     plan_command,
+    study_command,
     train_command,
 )
 from fastcka.command import WrongOption
@@ -54,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     _add_list(commands)
     _add_data_sets(commands)
     _add_train(commands)
+    _add_study(commands)
     commands.add_parser(
         "info", help="versions, instruction sets, and which backend runs where and why"
     ).set_defaults(run=lambda _: print(describe()))
@@ -63,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
-        options.run(options)
+        status = options.run(options)
         sys.stdout.flush()
     except KeyboardInterrupt:
         print("fastcka: interrupted", file=sys.stderr)
@@ -75,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         print(f"fastcka: {error}{notes}", file=sys.stderr)
         return 2 if isinstance(error, WrongOption) else 1
-    return 0
+    return status or 0
 
 
 def _add_compare(commands) -> None:
@@ -250,9 +252,14 @@ def _add_data(parser) -> Callable:
 
 
 def _add_models(parser) -> Callable:
-    add = parser.add_argument_group("models").add_argument
+    add = _add_running(parser)
     add("--layers", nargs="+", default=["blocks"], metavar="LAYER",
         help="names, globs, or blocks, leaves, raghu (default: blocks)")  # fmt: skip
+    return add
+
+
+def _add_running(parser) -> Callable:
+    add = parser.add_argument_group("models").add_argument
     add("--pretrained", action="store_true", help="weights from the hub or its cache")
     add("--img-size", type=int, metavar="N", help="pixels of a side, for all models")
     add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
@@ -305,6 +312,38 @@ def _seconds(text: str) -> float:
     return float(text)
 
 
+def _add_study(commands) -> None:
+    parser = commands.add_parser(
+        "study",
+        help="all experiments of Raghu et al. 2021 on any models and images",
+        description="The experiments of 'Do Vision Transformers See Like Convolutional Neural "
+        "Networks?' [Raghu et al. 2021], with what the paper claims checked. Without --models, on "
+        "the small trained networks of the package. The same command goes on where it stopped.",
+        epilog="example: fastcka study --models vit_base_patch16_224 resnet50 --pretrained --data "
+        "imagenet --experiments E1 E3",
+    )
+    parser.set_defaults(run=study_command.run)
+    add = parser.add_argument
+    add("--experiments", nargs="+", default=["all"], metavar="E",
+        help="numbers, as E1 E3; `fastcka list experiments` has them (default: all)")  # fmt: skip
+    add("--models", nargs="+", default=[], metavar="MODEL", help=MODEL)
+    add("--variant", nargs="+", action="append", default=[], metavar="WORD",
+        help="KIND MODEL OF [VALUE], how one of the models differs from another: less-data (and "
+        "how many per cent of it), no-skip (and in which block), fine-tuned, or other-seed; can be "
+        "given again")  # fmt: skip
+    _add_data(parser)
+    add = parser.add_argument_group("images").add_argument
+    add("--n", type=_whole(4), metavar="N",
+        help="images in a CKA batch (default: the batch size)")  # fmt: skip
+    add("--probe-data", metavar="DIR",
+        help="labelled images that probes are fitted to (default: some of --data)")  # fmt: skip
+    add("--probe-split", metavar="NAME", help="of --probe-data")
+    _add_running(parser)
+    add = parser.add_argument_group("output").add_argument
+    add("--output", metavar="DIR", help="folder (default: fastcka-results/study)")
+    add("--quiet", action="store_true", help="print nothing but warnings and errors")
+
+
 def _add_list(commands) -> None:
     parser = commands.add_parser("list", help="names of models, or of the layers of a model")
     what = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
@@ -315,6 +354,8 @@ def _add_list(commands) -> None:
     arms.set_defaults(run=lambda _: print(list_command.arms()))
     trained = what.add_parser("networks", help="trained networks: of the package, and your own")
     trained.set_defaults(run=lambda _: print(list_command.networks()))
+    study = what.add_parser("experiments", help="of `fastcka study`: number, question, cost")
+    study.set_defaults(run=lambda _: print(list_command.experiments()))
     layers = what.add_parser("layers", help="what `--layers` can name, in the order of execution")
     layers.add_argument("model", metavar="MODEL", help=MODEL)
     layers.add_argument("--layers", nargs="+", default=["**"], metavar="LAYER",

@@ -1,5 +1,6 @@
 """What there is to choose from: `fastcka list`."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,19 @@ def models(pattern: str = "*") -> str:
     from fastcka.models import known
 
     return "\n".join(known(pattern))
+
+
+def experiments() -> str:
+    """The experiments of the study, a line each: numbers, name, question, cost."""
+    from fastcka.experiments import registry
+
+    rows = []
+    for name, experiment in registry.experiments().items():
+        question, _, _ = experiment.__doc__.partition("\n")
+        cost = re.search(r"Costs? (.+?)\.(?:\s|$)", experiment.__doc__, re.DOTALL)
+        cost = " ".join(cost[1].split()) if cost else ""
+        rows.append((", ".join(experiment.NUMBERS), name, question, cost))
+    return _table(rows)
 
 
 def arms() -> str:

@@ -49,7 +49,7 @@ ORDER = [
         "list_command",
         "train_command",
     ],
-    ["plan_command"],
+    ["plan_command", "study_command"],
     ["cli"],
     ["__init__", "__main__"],
 ]

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-HOLDS, FAILS, UNTESTED = "holds", "does not hold", "not tested"
+VERDICTS = HOLDS, FAILS, UNTESTED = "holds", "does not hold", "not tested"
 SENSES = (">", "<")
 
 

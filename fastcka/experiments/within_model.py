@@ -35,6 +35,7 @@ STAGES_PART = Claim(
     ">",
     0.0,
 )
+CLAIMS = (TRANSFORMERS_ARE_UNIFORM, STAGES_PART)
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,11 @@
 import os
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, chain
-from pathlib import Path
 
 import numpy as np
 
-# Known suffixes, and the metadata without which equal figures are equal files.
-FORMATS = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
+from fastcka.report.saving import check_format, save
+
 # Up to so many layers on both sides, the values stand in the cells.
 WRITTEN = 12
 # Inches: a cell with and without its value, the shortest and longest side of the whole, the least
@@ -85,16 +84,13 @@ def heatmap(
     if ax is None:
         _fit(figure)
     if path is not None:
-        _save(figure, path)
+        save(figure, path)
     return figure
 
 
 def _check(path: str | os.PathLike | None, stderr: np.ndarray | None, panels: dict, ax) -> None:
-    if path is not None and Path(path).suffix.lower() not in FORMATS:
-        raise ValueError(
-            f"`path` must end in {', '.join(FORMATS)}, which chooses the format, but is "
-            f"{os.fspath(path)!r}"
-        )
+    if path is not None:
+        check_format(path)
     if stderr is not None and not np.isfinite(np.ma.filled(stderr, np.nan)).any():
         raise ValueError("`stderr` is NaN throughout: error bars need 2 batches or more")
     if ax is not None and len(panels) > 1:
@@ -110,15 +106,6 @@ def _is_written(values: np.ndarray) -> bool:
 
 def _lacks_values(values: np.ndarray) -> bool:
     return not np.isfinite(np.ma.compressed(values)).all()
-
-
-def _save(figure, path: str | os.PathLike) -> None:
-    import matplotlib
-
-    # Text stays text in a PDF, and ids in an SVG are the same each time.
-    with matplotlib.rc_context({"pdf.fonttype": 42, "svg.hashsalt": "fastcka"}):
-        metadata = FORMATS[Path(path).suffix.lower()]
-        figure.savefig(path, dpi=200, bbox_inches="tight", metadata=metadata)
 
 
 def _new_axes(figure, values: np.ndarray):

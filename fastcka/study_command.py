@@ -1,0 +1,233 @@
+"""The whole study from names of models and a folder of images: `fastcka study`."""
+
+import argparse
+import csv
+import io
+import json
+import os
+import re
+import traceback
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
+
+from fastcka import array_file, models
+from fastcka.command import RESULTS, makers, own_warnings, tell, tell_untrained
+from fastcka.data import write_images
+from fastcka.experiments.claims import VERDICTS, Verdict
+from fastcka.experiments.embedded import embedded
+from fastcka.experiments.registry import experiments
+from fastcka.experiments.sample import Sample
+from fastcka.experiments.study import DONE, FAILED, LEFT_OUT, Outcome, Study
+from fastcka.experiments.subjects import KINDS, Subject, Subjects, Variant
+from fastcka.launch import device
+from fastcka.output_folder import writing
+from fastcka.participant import autocast_dtype
+from fastcka.report.saving import save
+
+FOLDER = RESULTS / "study"
+LOCK, CLAIMS, SUMMARY = ".lock", "claims.csv", "study.json"
+ERROR = "error.txt"
+# Of the embedded networks, where nothing is said: as many as are measured within minutes.
+GENERATED = 2048
+FORMATS = ("png", "pdf")
+
+
+def run(options: argparse.Namespace) -> int:
+    """`fastcka study`, with its options as parsed; 1 where an experiment failed."""
+    options.silent = False
+    asked = experiments(options.experiments)
+    if options.threads is not None:
+        import torch
+
+        torch.set_num_threads(options.threads)
+    folder = Path(options.output or FOLDER)
+    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder / LOCK, folder), own_warnings(options):
+        subjects = _subjects(options)
+        study = Study(
+            subjects,
+            _sample(options, subjects),
+            folder,
+            device=device() if options.device in (None, "cuda") else options.device,
+            autocast=autocast_dtype((options.amp_dtype or "float16") if options.amp else None),
+            progress=not options.quiet,
+            tell=lambda line: None if options.quiet else tell(options, line),
+        )
+        outcomes: dict[str, Outcome] = {}
+
+        def done(name: str, outcome: Outcome) -> None:
+            outcomes[name] = outcome
+            _keep(options, folder / name, asked[name], outcome)
+
+        try:
+            study.run(asked, done)
+        except BaseException:
+            _write(folder, asked, outcomes, study)
+            tell(options, f"what is finished is in {folder}; the same command goes on")
+            raise
+        _write(folder, asked, outcomes, study)
+    if not options.quiet:
+        print(_summary(asked, outcomes))
+        print(f"{CLAIMS}, {SUMMARY} and a folder an experiment are in {folder}")
+    return int(any(outcome.status == FAILED for outcome in outcomes.values()))
+
+
+def _subjects(options: argparse.Namespace) -> Subjects:
+    """The networks named, or those of the package with their training arms."""
+    if not options.models:
+        if options.variant:
+            raise ValueError("--variant says what a model of --models is: name these")
+        subjects, missing = embedded()
+        if missing:
+            tell(options, f"not trained yet, and left out: {', '.join(missing)}; "
+                 "`fastcka train --all --output DIR` trains them")  # fmt: skip
+        return subjects
+    variants = {}
+    for words in options.variant:
+        name, variant = _variant(words)
+        variants[name] = variant
+    strange = set(variants) - set(options.models)
+    if strange:
+        raise ValueError(f"--variant speaks of {min(strange)!r}, which --models does not name")
+    labels = models.labels(options.models)
+    label_of = dict(zip(options.models, labels, strict=True))
+    loaded = {label: make() for label, make in makers(options, options.models, labels).items()}
+    tell_untrained(options, loaded)
+    found = []
+    for name, label in label_of.items():
+        variant = variants.get(name)
+        if variant is not None:
+            variant = Variant(variant.kind, label_of.get(variant.of, variant.of), variant.value)
+        found.append(Subject(label, loaded[label], variant))
+    return Subjects(found)
+
+
+def _variant(words: list[str]) -> tuple[str, Variant]:
+    """KIND MODEL OF [VALUE]."""
+    example = "--variant less-data MODEL OF 10"
+    if len(words) not in (3, 4):
+        raise ValueError(
+            f"--variant takes KIND MODEL OF and, for some kinds, VALUE, as in {example}, but came "
+            f"with {' '.join(words)!r}"
+        )
+    kind, name, of, *value = words
+    if kind not in KINDS:
+        raise ValueError(f"--variant knows {', '.join(KINDS)}, but came with {kind!r}")
+    try:
+        return name, Variant(kind, of, float(value[0]) if value else None)
+    except ValueError as error:
+        raise ValueError(f"--variant {' '.join(words)}: {error}; as in {example}") from None
+
+
+def _sample(options: argparse.Namespace, subjects: Subjects) -> Sample:
+    known = {"seed": options.seed, "workers": options.workers}
+    chosen = {"count": options.max_images, "n": options.n, "batch_size": options.batch_size}
+    root = options.data
+    if root is None:
+        count = GENERATED if options.generate is None else options.generate
+        side = max(max(one.network.data_config["input_size"][1:]) for one in subjects.values())
+        root = str(RESULTS / f"images-{count}-{side}px-seed{options.seed}")
+        tell(options, f"no --data: {count} generated images, in {root}")
+        write_images(root, count, size=side, seed=options.seed)
+    if options.probe_data is None and os.path.isdir(os.path.join(root, "train")):
+        tell(options, f"probes are fitted to the images of {root}")
+    if options.n is None:
+        chosen["n"] = options.batch_size
+    return Sample(
+        root,
+        split=options.split,
+        probe_root=options.probe_data,
+        probe_split=options.probe_split,
+        **known,
+        **chosen,
+    )
+
+
+def _keep(options: argparse.Namespace, folder: Path, experiment, outcome: Outcome) -> None:
+    """The result and the figures of an experiment, or why there are none."""
+    title = f"{', '.join(experiment.NUMBERS)}, {experiment.TITLE}"
+    if outcome.status == DONE:
+        try:
+            outcome.result.save(folder)
+            for name, figure in experiment.plot(outcome.result).items():
+                for suffix in FORMATS:
+                    save(figure, folder / f"{file_name(name)}.{suffix}")
+        except Exception as error:  # a figure that fails does not end the study
+            outcome.status, outcome.error = FAILED, error
+            outcome.why = f"its figures: {type(error).__name__}: {error}"
+    if outcome.status == FAILED:
+        folder.mkdir(exist_ok=True)
+        told = "".join(traceback.format_exception(outcome.error))
+        (folder / ERROR).write_text(told)
+        tell(options, f"{title} failed: {outcome.why}; {folder / ERROR} has all of it")
+    else:
+        (folder / ERROR).unlink(missing_ok=True)
+        with suppress(OSError):
+            folder.rmdir()  # of one that is not applicable
+    if outcome.status == LEFT_OUT:
+        tell(options, f"{title}: not applicable, {outcome.why}")
+
+
+def file_name(name: str) -> str:
+    """A figure's name, as a file can have it.
+
+    >>> file_name("vit, cnn@w.pth")
+    'vit_cnn@w.pth'
+    """
+    return re.sub(r"[^\w.@()-]+", "_", name)
+
+
+def _rows(asked: Mapping[str, ModuleType], outcomes: Mapping[str, Outcome]) -> list[dict]:
+    """Every claim of every experiment with its verdict; of those without a result, untested."""
+    rows = []
+    for name, experiment in asked.items():
+        outcome = outcomes.get(name, Outcome(FAILED, why="it was not reached"))
+        verdicts = outcome.result.verdicts if outcome.status == DONE else ()
+        rows += [verdict.as_row() for verdict in verdicts]
+        if outcome.status != DONE:
+            why = f"{outcome.status}: {outcome.why}"
+            rows += [Verdict(claim, "", None, why=why).as_row() for claim in experiment.CLAIMS]
+    return rows
+
+
+def _write(
+    folder: Path, asked: Mapping[str, ModuleType], outcomes: Mapping[str, Outcome], study: Study
+) -> None:
+    """The claims as a table, and all that became of the experiments."""
+    rows = _rows(asked, outcomes)
+    with array_file.replacing(folder / CLAIMS) as file:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        file.write(text.getvalue().encode())
+    summary = {
+        "experiments": {
+            name: {"numbers": experiment.NUMBERS, "title": experiment.TITLE}
+            | ({"status": outcomes[name].status, "why": outcomes[name].why} if name in outcomes
+               else {"status": "not reached", "why": ""})
+            for name, experiment in asked.items()
+        },
+        "claims": rows,
+        "about": study.about,
+    }  # fmt: skip
+    text = json.dumps(array_file.plain(summary, "summary"), indent=1, ensure_ascii=False)
+    with array_file.replacing(folder / SUMMARY) as file:
+        file.write((text + "\n").encode())
+
+
+def _summary(asked: Mapping[str, ModuleType], outcomes: Mapping[str, Outcome]) -> str:
+    """The claims, a line each."""
+    lines = []
+    for row in _rows(asked, outcomes):
+        number = "" if row["measured"] is None else f"{row['measured']:.3g}"
+        limit = f"{row['sense']} {row['threshold']:g}"
+        told = f"{number} {limit}" if number else row["why"]
+        of = f" ({row['of']})" if row["of"] else ""
+        lines.append(f"{row['experiment']:4}{row['verdict']:14} {row['claim']}{of}: {told}")
+    count = Counter(row["verdict"] for row in _rows(asked, outcomes))
+    counted = ", ".join(f"{count[verdict]} {verdict}" for verdict in VERDICTS)
+    return "\n".join([*lines, f"claims: {counted}"])
