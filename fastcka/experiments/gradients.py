@@ -24,7 +24,12 @@ def run(
         module.to(device or home)
         return {
             need: receptive_fields(
-                module, images, list(need.layers), seed=sample.seed, batch=AT_ONCE
+                module,
+                images,
+                list(need.layers),
+                seed=sample.seed,
+                patch=need.patch,
+                batch=AT_ONCE,
             )
             for need in needs
         }

@@ -61,10 +61,15 @@ class Probe:
 
 @dataclass(frozen=True)
 class Field:
-    """Effective receptive fields of layers; measured, `ReceptiveFields`."""
+    """Effective receptive fields of layers; measured, `ReceptiveFields`.
+
+    Attributes:
+        patch: pixels of a side of the patch around the centre; None is that of the network.
+    """
 
     subject: str
     layers: tuple[Tap, ...]
+    patch: int | None = None
 
 
 Need = Comparison | Watch | Probe | Field
@@ -82,7 +87,7 @@ def in_words(need: Need) -> dict:
         }
         return {"kind": "Comparison", **sides}
     if isinstance(need, Field):
-        return {"kind": "Field", "subject": need.subject, "layers": _names(need.layers)}
+        return {"kind": "Field", **vars(need), "layers": _names(need.layers)}
     return {"kind": type(need).__name__, "subject": need.subject, "what": need.what}
 
 

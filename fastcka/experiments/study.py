@@ -121,6 +121,9 @@ class Study:
                 measured[need] = measured_file.read(self._path(need), need)
             except FileNotFoundError:
                 missing.append(need)
+            except ValueError as error:
+                self.tell(f"{error}; it is measured again")
+                missing.append(need)
         wanted = [need for need in missing if any(need in needs for needs in planned.values())]
         if not wanted:
             return {}
