@@ -107,7 +107,7 @@ class CKAResult:
 
         >>> import torch, fastcka
         >>> cka = fastcka.MinibatchCKA(["x"], ["y", "z"])
-        >>> result = cka.update([torch.eye(5)], [torch.eye(5), torch.rand(5, 2)]).compute()
+        >>> result = cka.update([torch.rand(8, 4)], torch.rand(2, 8, 4).unbind()).compute()
         >>> result.transposed().layers_a
         ('y', 'z')
         """

@@ -183,7 +183,7 @@ def test_public_docstrings_have_an_example(member):
 README = (ROOT / "README.md").read_text()
 
 
-PAGES = [ROOT / "README.md", ROOT / "docs" / "long_runs.md"]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "long_runs.md", ROOT / "docs" / "pictures.md"]
 
 
 def blocks(language, page=PAGES[0]):

@@ -74,6 +74,30 @@ def test_a_measured_result_comes_back_and_still_has_intervals(tmp_path):
     assert (loaded.ci()[0] == result.ci()[0]).all()
 
 
+def test_a_transposed_result_is_that_of_the_models_in_the_other_order():
+    x, y = torch.randn(3, 4, 12, 5).unbind(1)[:2], torch.randn(3, 4, 12, 5).unbind(1)[2:]
+    options = {"also": ["rsa_cosine", "effective_rank"]}
+    pair = [("conv", "norm")]
+    one = MinibatchCKA(["conv", "relu"], ["norm", "mlp"], influence=pair, **options)
+    other = MinibatchCKA(["norm", "mlp"], ["conv", "relu"], influence=[pair[0][::-1]], **options)
+    for batch in range(3):
+        first, second = [a[batch] for a in x], [b[batch] for b in y]
+        one.update(first, second)
+        other.update(second, first)
+    turned, expected = one.compute().transposed(), other.compute()
+    for name in ("cka", "stderr", "hsic_ab", "hsic_aa", "hsic_bb"):
+        np.testing.assert_allclose(getattr(turned, name), getattr(expected, name), rtol=1e-12)
+    assert (turned.layers_a, turned.layers_b) == (expected.layers_a, expected.layers_b)
+    assert turned.meta.keys() == expected.meta.keys()
+    assert turned.meta["conditioning_a"] == expected.meta["conditioning_a"]
+    assert turned.also.keys() == expected.also.keys()
+    for name, values in expected.also.items():
+        np.testing.assert_allclose(turned.also[name], values, rtol=1e-12)
+    np.testing.assert_allclose(
+        turned.influence["norm", "conv"], expected.influence["norm", "conv"], rtol=1e-9
+    )
+
+
 def test_results_of_several_models_come_back_in_order(tmp_path):
     results = several()
     loaded = CKAResults.load(results.save(tmp_path / "r"))
