@@ -11,4 +11,6 @@ stand in ``README.md`` beside the code.
 - ``measures``: what stands beside CKA: distances, neighbours, spectra
 - ``receptive_field``: on which pixels the centre of a map depends, and closed forms of it
 - ``skip_connections``: how much a branch adds to what it is added to, and in which direction
+- ``ridge``: the few-shot probe, and what a probe can know
+- ``localisation``: how far a token resembles its own patch of the image
 """
