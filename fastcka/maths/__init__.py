@@ -9,6 +9,7 @@ stand in ``README.md`` beside the code.
 - ``cka``: HSICs to CKA, for two arrays, for batches and for a known population
 - ``influence``: what a single example does to CKA
 - ``measures``: what stands beside CKA: distances, neighbours, spectra
+- ``attention``: how far attention heads look, and heads of which that is known
 - ``receptive_field``: on which pixels the centre of a map depends, and closed forms of it
 - ``skip_connections``: how much a branch adds to what it is added to, and in which direction
 - ``ridge``: the few-shot probe, and what a probe can know
