@@ -70,7 +70,7 @@ def compare(
             or a dict that is passed as keywords. Every batch must be a random sample of the images:
             a loader that does not shuffle, or batches of one class, give a warning.
         data_b: batches for the second model, of the same images in the same order.
-        layers_a, layers_b: names, globs (`*` within dots, `**` across), module types, `Tap`s, a
+        layers_a, layers_b: names, globs (`*` within dots, `**` across), module types, Taps, a
             list of these, or a preset: "blocks"; "leaves", every module without parts, but for
             identities and dropout; "raghu", the layers of Raghu et al. 2021. None for the second is
             what was asked of the first. A list of names keeps its order, all else comes as
