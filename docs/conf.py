@@ -36,7 +36,7 @@ def write_pages(app) -> None:
         )
         rows.append(f"{title} <{name}>")
     (PAGES / "index.md").write_text(
-        "# Experiments\n\n`fastcka study` runs them all, `fastcka study --experiments E1 E3` some.\n\n"
+        "# Experiments\n\n`fastcka study` runs all, `fastcka study --experiments E1 E3` some.\n\n"
         "```{toctree}\n" + "\n".join(rows) + "\n```\n"
     )
 

@@ -31,8 +31,8 @@ class CKAResult:
         warnings: one sentence each.
         meta: what the numbers depend on: estimator, weighting, gram, bandwidth, operand (as asked
             for), backend, isa, device, threads, versions; n_blocks of the error bars; what was left
-            out; conditioning_a and _b, of each layer the largest raw Gram entry / rms(centred ones),
-            whose digits the subtraction of the mean row saves.
+            out; conditioning_a and _b, of each layer the largest raw Gram entry by the rms of the
+            centred ones, whose digits the subtraction of the mean row saves.
         null: [K, L, M], CKA by chance: with the images of the second model in K random orders,
             which all layers share; None where it was not asked for.
         also: measures beside CKA, as asked for, means over the batches: [L, M] of pairs of layers,

@@ -14,6 +14,7 @@ import torch
 
 import fastcka
 from fastcka.cli import parser
+from fastcka.experiments.registry import experiments
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fastcka"
@@ -208,6 +209,21 @@ def test_commands_of_the_pages_are_commands():
     assert len(commands) >= 5
     for command in commands:
         parser().parse_args(shlex.split(command))
+
+
+def test_commands_with_real_weights_name_networks_that_have_them():
+    import timm
+
+    page = ROOT / "docs" / "real_weights.md"
+    lines = [block.replace("\\\n", " ") for block in blocks("bash", page)]
+    lines += re.findall(r"`(fastcka [^`]*)`", page.read_text())
+    with_weights = set(timm.list_models(pretrained=True))
+    assert len(lines) > 12
+    for line in lines:
+        options = parser().parse_args(shlex.split(line)[1:])
+        assert set(options.models) <= with_weights
+        assert experiments(options.experiments)
+        assert {name for _, *names in options.variant for name in names[:2]} <= with_weights
 
 
 # What commands of the README and of builds leave in the tree.

@@ -615,6 +615,19 @@ def test_the_card_that_is_shipped_is_that_of_the_shipped_weights():
         assert (small.WEIGHTS / "README.md").read_text() == card(small.WEIGHTS)
 
 
+@pytest.mark.parametrize("network", ["fastcka_vit_mini", "fastcka_resnet_mini"])
+def test_the_more_often_texture_agrees_with_shape_the_more_it_is_followed(network):
+    tags = ("shape", "shape_texture50", "shape_texture100")
+    paths = [small.WEIGHTS / f"{network}.{tag}.safetensors" for tag in tags]
+    follows = [known_of(path)["follows"] for path in paths if path.exists()]
+    shape, texture = ([one[cue] for one in follows] for cue in ("shape", "texture"))
+    assert texture == sorted(texture)
+    assert shape == sorted(shape, reverse=True)
+    if len(follows) > 1:
+        assert texture[0] < 0.05
+        assert texture[-1] > 0.9
+
+
 # --- the command
 
 
