@@ -1,5 +1,6 @@
 """Where in the image a token's information is from: CKA between tokens and patches of pixels."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -159,22 +160,28 @@ def token_taps(model: nn.Module, layer: str, grid: Grid) -> list[Tap]:
     return [Tap(layer, select=_Token(r, c, (rows, columns), layout), call=1) for r, c in places]
 
 
+@dataclass(frozen=True)
 class _Token:
     """From an activation to the token of one place; its name is that place."""
 
-    def __init__(self, row: int, column: int, grid: tuple[int, int], layout: Layout):
-        self.__name__ = f"{row},{column}"
-        self._number, self._grid, self._layout = row * grid[1] + column, grid, layout
+    row: int
+    column: int
+    grid: tuple[int, int]
+    layout: Layout
+
+    @property
+    def __name__(self) -> str:
+        return f"{self.row},{self.column}"
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        rows, columns = self._grid
+        rows, columns = self.grid
         fits = x.ndim == 3
         if x.ndim == 4:
-            fits = tuple(x.shape[1:3] if self._layout.channels_last else x.shape[2:]) == self._grid
-        found = positions(x, self._layout)
+            fits = tuple(x.shape[1:3] if self.layout.channels_last else x.shape[2:]) == self.grid
+        found = positions(x, self.layout)
         if not fits or found.shape[1] != rows * columns:
             raise Unusable(f"its tokens are no grid of {rows} x {columns}", x.shape)
-        return found[:, self._number]
+        return found[:, self.row * columns + self.column]
 
 
 def _sides(grid: Grid) -> tuple[int, int]:
