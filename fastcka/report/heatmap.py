@@ -6,6 +6,7 @@ from itertools import accumulate, chain
 
 import numpy as np
 
+from fastcka.report.figures import Heatmap, remember, scale
 from fastcka.report.saving import check_format, save
 
 # Up to so many layers on both sides, the values stand in the cells.
@@ -83,6 +84,7 @@ def heatmap(
     axes[0].set_title(title or "", fontsize=LARGE, loc="left", parse_math=False)
     if ax is None:
         _fit(figure)
+        remember(figure, Heatmap(cka, layers_a, layers_b, stderr))
     if path is not None:
         save(figure, path)
     return figure
@@ -123,10 +125,7 @@ def _draw(ax, values: np.ndarray, label: str):
     from matplotlib.patches import Rectangle
 
     shown = np.ma.masked_invalid(values)
-    if label == "CKA":
-        colours, highest = "viridis", 1.0
-    else:
-        colours, highest = "cividis", float(shown.max()) or 1.0
+    colours, highest = scale(values, label)
     look = {"origin": "lower", "interpolation": "nearest", "aspect": ax.get_aspect()}
     if _lacks_values(values):
         # Below the image, and seen where it has no value; where it is blank, below a white one.

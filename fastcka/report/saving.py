@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 # Known suffixes, and the metadata without which equal figures are equal files.
 FORMATS = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
@@ -21,9 +22,14 @@ def check_format(path: str | os.PathLike) -> None:
 
 def save(figure, path: str | os.PathLike) -> None:
     """Write a matplotlib figure in the format that the suffix of `path` names."""
+    save_to(figure, path, Path(path).suffix.lower())
+
+
+def save_to(figure, target: str | os.PathLike | BinaryIO, suffix: str) -> None:
+    """Write a matplotlib figure to a path or an open file, in the format of a suffix."""
     import matplotlib
 
     # Text stays text in a PDF, and ids in an SVG are the same each time.
     with matplotlib.rc_context({"pdf.fonttype": 42, "svg.hashsalt": "fastcka"}):
-        metadata = FORMATS[Path(path).suffix.lower()]
-        figure.savefig(path, dpi=200, bbox_inches="tight", metadata=metadata)
+        look = {"dpi": 200, "bbox_inches": "tight", "metadata": FORMATS[suffix]}
+        figure.savefig(target, format=suffix[1:], **look)
