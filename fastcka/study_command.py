@@ -19,6 +19,7 @@ from fastcka.data import write_images
 from fastcka.experiments.claims import VERDICTS, Verdict
 from fastcka.experiments.embedded import embedded
 from fastcka.experiments.registry import experiments
+from fastcka.experiments.report import write_report
 from fastcka.experiments.sample import Sample
 from fastcka.experiments.study import DONE, FAILED, LEFT_OUT, Outcome, Study
 from fastcka.experiments.subjects import KINDS, Subject, Subjects, Variant
@@ -28,7 +29,7 @@ from fastcka.participant import autocast_dtype
 from fastcka.report.saving import save
 
 FOLDER = RESULTS / "study"
-LOCK, CLAIMS, SUMMARY = ".lock", "claims.csv", "study.json"
+LOCK, CLAIMS, SUMMARY, PAGE = ".lock", "claims.csv", "study.json", "report.html"
 ERROR = "error.txt"
 # Of the embedded networks, where nothing is said: as many as are measured within minutes.
 GENERATED = 2048
@@ -57,21 +58,22 @@ def run(options: argparse.Namespace) -> int:
             tell=lambda line: None if options.quiet else tell(options, line),
         )
         outcomes: dict[str, Outcome] = {}
+        figures: dict[str, dict] = {}
 
         def done(name: str, outcome: Outcome) -> None:
             outcomes[name] = outcome
-            _keep(options, folder / name, asked[name], outcome)
+            figures[name] = _keep(options, folder / name, asked[name], outcome)
 
         try:
             study.run(asked, done)
         except BaseException:
-            _write(folder, asked, outcomes, study)
+            _write(folder, asked, outcomes, figures, study)
             tell(options, f"what is finished is in {folder}; the same command goes on")
             raise
-        _write(folder, asked, outcomes, study)
+        _write(folder, asked, outcomes, figures, study)
     if not options.quiet:
         print(_summary(asked, outcomes))
-        print(f"{CLAIMS}, {SUMMARY} and a folder an experiment are in {folder}")
+        print(f"{folder / PAGE} shows all of it; {CLAIMS} and a folder an experiment are beside it")
     return int(any(outcome.status == FAILED for outcome in outcomes.values()))
 
 
@@ -146,13 +148,17 @@ def _sample(options: argparse.Namespace, subjects: Subjects) -> Sample:
     )
 
 
-def _keep(options: argparse.Namespace, folder: Path, experiment, outcome: Outcome) -> None:
-    """The result and the figures of an experiment, or why there are none."""
+def _keep(
+    options: argparse.Namespace, folder: Path, experiment: ModuleType, outcome: Outcome
+) -> dict[str, object]:
+    """Write the result and the figures of an experiment, or why there are none; the figures."""
     title = f"{', '.join(experiment.NUMBERS)}, {experiment.TITLE}"
+    figures = {}
     if outcome.status == DONE:
         try:
             outcome.result.save(folder)
-            for name, figure in experiment.plot(outcome.result).items():
+            figures = experiment.plot(outcome.result)
+            for name, figure in figures.items():
                 for suffix in FORMATS:
                     save(figure, folder / f"{file_name(name)}.{suffix}")
         except Exception as error:  # a figure that fails does not end the study
@@ -169,6 +175,7 @@ def _keep(options: argparse.Namespace, folder: Path, experiment, outcome: Outcom
             folder.rmdir()  # of one that is not applicable
     if outcome.status == LEFT_OUT:
         tell(options, f"{title}: not applicable, {outcome.why}")
+    return figures
 
 
 def file_name(name: str) -> str:
@@ -194,9 +201,21 @@ def _rows(asked: Mapping[str, ModuleType], outcomes: Mapping[str, Outcome]) -> l
 
 
 def _write(
-    folder: Path, asked: Mapping[str, ModuleType], outcomes: Mapping[str, Outcome], study: Study
+    folder: Path,
+    asked: Mapping[str, ModuleType],
+    outcomes: Mapping[str, Outcome],
+    figures: Mapping[str, dict],
+    study: Study,
 ) -> None:
-    """The claims as a table, and all that became of the experiments."""
+    """The page, the claims as a table, and all that became of the experiments."""
+    write_report(
+        folder / PAGE,
+        asked,
+        outcomes,
+        study.about,
+        figures=figures,
+        pdf=lambda name, figure: f"{name}/{file_name(figure)}.pdf",
+    )
     rows = _rows(asked, outcomes)
     with array_file.replacing(folder / CLAIMS) as file:
         text = io.StringIO()
