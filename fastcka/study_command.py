@@ -119,9 +119,14 @@ def _variant(words: list[str]) -> tuple[str, Variant]:
     if kind not in KINDS:
         raise ValueError(f"--variant knows {', '.join(KINDS)}, but came with {kind!r}")
     try:
-        return name, Variant(kind, of, float(value[0]) if value else None)
+        return name, Variant(kind, of, _number(value[0]) if value else None)
     except ValueError as error:
         raise ValueError(f"--variant {' '.join(words)}: {error}; as in {example}") from None
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    return int(value) if value.is_integer() else value
 
 
 def _sample(options: argparse.Namespace, subjects: Subjects) -> Sample:

@@ -9,6 +9,7 @@ from types import ModuleType
 from fastcka.array_file import replacing
 from fastcka.experiments.claims import Verdict
 from fastcka.experiments.study import DONE, FAILED, Outcome
+from fastcka.experiments.subjects import Variant
 from fastcka.report.figures import in_words, shown
 from fastcka.report.page import Figure, Section, page
 
@@ -125,9 +126,7 @@ def _networks(about: Mapping) -> list[dict]:
     rows = []
     for name, facts in about.get("subjects", {}).items():
         variant = facts.get("variant")
-        kind = f"{variant['kind']} of {variant['of']}" if variant else ""
-        if variant and variant["value"] is not None:
-            kind += f" ({variant['value']:g})"
+        kind = Variant(**variant).in_words() if variant else ""
         size = facts.get("input_size")
         rows.append(
             {
@@ -136,11 +135,11 @@ def _networks(about: Mapping) -> list[dict]:
                 "Parameters": f"{facts['parameters']:,}" if "parameters" in facts else "",
                 "Images of": f"{size[1]} × {size[2]} px" if size else "",
                 "Weights": facts.get("weights", ""),
-                "A variant": kind or "–",
+                "Differs": kind or "–",
             }
         )
-    if not any(row["A variant"] != "–" for row in rows):
-        rows = [{key: row[key] for key in row if key != "A variant"} for row in rows]
+    if not any(row["Differs"] != "–" for row in rows):
+        rows = [{key: row[key] for key in row if key != "Differs"} for row in rows]
     return rows
 
 

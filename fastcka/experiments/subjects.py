@@ -50,6 +50,20 @@ class Variant:
         if meaning is None and self.value is not None:
             raise ValueError(f"a variant of kind {self.kind!r} has no value, but {self.value} came")
 
+    def in_words(self) -> str:
+        """How it differs, for readers.
+
+        >>> Variant("less-data", "vit", 10).in_words()
+        'like vit, on 10 % of its images'
+        """
+        how = {
+            LESS_DATA: f"like {self.of}, on {self.value} % of its images",
+            NO_SKIP: f"like {self.of}, without the skip connections of block {self.value}",
+            FINE_TUNED: f"{self.of}, trained on for another task",
+            OTHER_SEED: f"like {self.of}, from other random numbers",
+        }
+        return how[self.kind]
+
 
 @dataclass(frozen=True, eq=False)
 class Subject:
