@@ -5,7 +5,14 @@ from difflib import get_close_matches
 from importlib import import_module
 from types import ModuleType
 
-NAMES = ("within_model",)
+NAMES = (
+    "within_model",
+    "cross_model",
+    "skip_removed",
+    "data_share",
+    "fine_tuning",
+    "mixers",
+)
 ALL = "all"
 
 

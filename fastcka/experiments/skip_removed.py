@@ -1,0 +1,143 @@
+"""What do the skip connections of a block do? E10: Raghu et al. 2021, figure 8.
+
+A transformer is trained anew without the two skip connections of one block. Its layers fall apart
+into those before and those after, with little alike across, where the intact network is nearly
+uniform; and it is a little worse. To take them out of a trained network is another test, which
+destroys it, and not made here. `fastcka study --experiments E10`. Costs one pass of each network
+over the images, and the training of a network for each block: `fastcka train NAME --no-skip BLOCK`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastcka.experiments.claims import Claim, Verdict
+from fastcka.experiments.coarse_layers import BRANCHES, layers_alike
+from fastcka.experiments.needs import Need, NotApplicable
+from fastcka.experiments.result import Result
+from fastcka.experiments.subjects import NO_SKIP, Subject, Subjects
+from fastcka.experiments.two_groups import across_to_within, sides
+from fastcka.models import small
+from fastcka.report.heatmap import heatmap
+from fastcka.result import CKAResult
+from fastcka.training.evaluation import COUNT
+from fastcka.training.weights_file import known_of
+
+NUMBERS = ("E10",)
+TITLE = "Skip connections removed"
+FINDING = (
+    "Without the skip connections of a block, the layers before and those after it are groups with "
+    "little similarity across; without those of a middle block, accuracy falls by 4 %."
+)
+APART = Claim(
+    "E10",
+    "without the skip connections of a block, CKA of layers before it with layers from it on, as a "
+    "share of CKA among themselves, is",
+    "<",
+    0.5,
+)
+FAR_BELOW_INTACT = Claim(
+    "E10",
+    "CKA of layers before the block with layers from it on, as a share of that in the network with "
+    "all skip connections, is",
+    "<",
+    0.5,
+)
+WORSE = Claim(
+    "E10",
+    "the share of right answers is lower without the skip connections of a block in the middle "
+    "third, by",
+    ">",
+    0.02,
+)
+CLAIMS = (APART, FAR_BELOW_INTACT, WORSE)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Nothing to choose: about four layers a block."""
+
+
+def plan(config: Config, subjects: Subjects) -> list[Need]:
+    variants = subjects.variants(NO_SKIP)
+    if not variants:
+        raise NotApplicable("needs a transformer trained without the skip connections of a block")
+    for one in variants:
+        if one.variant.value not in range(len(one.blocks)):
+            raise ValueError(
+                f"{one.name!r} is said to lack the skip connections of block "
+                f"{one.variant.value:g}, but its blocks are 0 to {len(one.blocks) - 1}"
+            )
+    shown = dict.fromkeys(one for pair in _pairs(subjects) for one in pair)
+    return [layers_alike(one, one) for one in shown]
+
+
+def finish(config: Config, subjects: Subjects, measured: Mapping[Need, CKAResult]) -> Result:
+    arrays, facts, verdicts = {}, {"layers": {}, "cuts": {}, "blocks": {}, "accuracy": {}}, []
+    for intact, one in _pairs(subjects):
+        for shown in (intact, one):
+            result = measured[layers_alike(shown, shown)]
+            arrays[f"cka/{shown.name}"], arrays[f"stderr/{shown.name}"] = result.cka, result.stderr
+            facts["layers"][shown.name] = list(result.layers_a)
+            facts["accuracy"][shown.name] = accuracy(shown)
+        cut = _cut(one, facts["layers"][one.name])
+        facts["cuts"][one.name], facts["blocks"][one.name] = cut, _block(one)
+        cka, full = (arrays[f"cka/{shown.name}"] for shown in (one, intact))
+        arrays[f"sides/{one.name}"] = np.array([sides(cka, cut), sides(full, cut)])
+        across, kept = arrays[f"sides/{one.name}"][:, 2]
+        to_intact = float(across / kept) if kept > 0 else np.nan
+        shares = ((APART, across_to_within(cka, cut)), (FAR_BELOW_INTACT, to_intact))
+        for claim, share in shares:
+            why = "" if np.isfinite(share) else "there is no CKA to compare it with"
+            verdicts.append(Verdict(claim, one.name, share, why=why))
+        verdicts.append(_worse(intact, one))
+    return Result(arrays, facts, tuple(verdicts))
+
+
+def plot(result: Result) -> dict:
+    """A heat map a network, by its name; where a block lacks its skip connections, a line."""
+    layers, figures = result.facts["layers"], {}
+    for name, names in layers.items():
+        cut, block = result.facts["cuts"].get(name, 0), result.facts["blocks"].get(name)
+        parts = {f"before {block}": names[:cut], f"from {block} on": names[cut:]}
+        parts = parts if cut else {name: names}
+        title = name if cut else None
+        figures[name] = heatmap(result.arrays[f"cka/{name}"], parts, parts, title=title)
+    return figures
+
+
+def accuracy(one: Subject) -> float | None:
+    """The share of right answers, where the weights were trained by fastcka and say it."""
+    facts = one.network.provenance
+    for path in small.trained(facts["architecture"]).values():
+        if facts["weights"] == f"trained {path.stem}":
+            return known_of(path).get("accuracy")
+    return None
+
+
+def _worse(intact: Subject, one: Subject) -> Verdict:
+    place = (one.variant.value + 0.5) / len(one.blocks)
+    if not 1 / 3 <= place <= 2 / 3:
+        return Verdict(WORSE, one.name, None, why="its block is not in the middle third")
+    known, full = accuracy(one), accuracy(intact)
+    if known is None or full is None:
+        why = "the accuracy of weights is known where `fastcka train` made them"
+        return Verdict(WORSE, one.name, None, why=why)
+    stderr = np.sqrt((known * (1 - known) + full * (1 - full)) / COUNT)
+    return Verdict(WORSE, one.name, full - known, float(stderr))
+
+
+def _cut(one: Subject, layers: list[str]) -> int:
+    """The place of the first layer that the missing skip connections led past."""
+    block = _block(one)
+    first = [f"{block}.{branch}" for branch, _ in BRANCHES]
+    return next(place for place, name in enumerate(layers) if name in (*first, block))
+
+
+def _block(one: Subject) -> str:
+    return one.blocks[int(one.variant.value)]
+
+
+def _pairs(subjects: Subjects) -> list[tuple[Subject, Subject]]:
+    return [(subjects[one.variant.of], one) for one in subjects.variants(NO_SKIP)]
