@@ -153,6 +153,29 @@ def test_a_vit_is_the_definition():
     assert_is_definition(values, "blocks.1.mlp", z1 + f1, f2)
 
 
+class Overwriting(nn.Module):
+    """A branch that writes on its skip connection once it has read it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        kept = x.clone()
+        y = self.first(x)
+        x.zero_()
+        return kept + self.second(y)
+
+
+def test_what_is_overwritten_before_its_branch_comes_is_seen_as_it_was():
+    model, x = nn.Sequential(nn.Linear(4, 4), Overwriting()), noise(2, 3, 4)
+    with torch.no_grad():
+        z = model[0](x)
+        f = model[1].second(model[1].first(z))
+    place = Residual("one", Tap("1", side="input"), Tap("1.second"), Tap("1"))
+    assert_is_definition(watched(model, x, [place]), "one", z, f)
+
+
 def test_extremes_have_a_value_or_none():
     model = vit()
     nn.init.zeros_(model.blocks[1].mlp.fc2.weight)
