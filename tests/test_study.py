@@ -148,6 +148,26 @@ def test_a_study_killed_anywhere_gives_the_numbers_of_one_that_was_not(
         np.testing.assert_array_equal(array, resumed.arrays[name])
 
 
+def test_a_killed_study_is_asked_for_other_experiments(images, tmp_path, monkeypatch):
+    call, calls = torch.nn.Module.__call__, 0
+
+    def killed(self, *args, **options):
+        nonlocal calls
+        calls += type(self).__name__ == "VisionTransformer"
+        if calls == 5:
+            raise KeyboardInterrupt
+        return call(self, *args, **options)
+
+    monkeypatch.setattr(torch.nn.Module, "__call__", killed)
+    with pytest.raises(KeyboardInterrupt):
+        new_study(images, tmp_path).run({"a": experiment(WITHIN, ACROSS)})
+    assert list(tmp_path.glob("measured/*.state"))
+    calls = 10
+    outcome = new_study(images, tmp_path).run({"a": experiment(WITHIN)})["a"]
+    assert outcome.status == DONE, outcome.why
+    assert not list(tmp_path.glob("measured/*.state"))
+
+
 def test_one_that_fails_leaves_the_others_their_results(study):
     def broken(module):
         return Taps("blocks.0", lambda layer, x: x.nonsense)

@@ -1,5 +1,6 @@
 """Runs experiments: what several need is measured once, what is finished is not measured again."""
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -158,11 +159,15 @@ class Study:
             subject = self.subjects[needs[0].subject]
             where |= {"progress": self.progress}
             return probing.run(needs, subject, self.sample, self.shots, **where)
-        state = self._path(needs[0]).with_suffix(".state")
-        state.parent.mkdir(parents=True, exist_ok=True)
+        # Another choice of needs is another pass, which cannot go on from there.
+        names = "".join(sorted(self._path(need).name for need in needs))
+        place = self.folder / MEASURED
+        state = place / f"{hashlib.sha256(names.encode()).hexdigest()[:24]}.state"
+        place.mkdir(parents=True, exist_ok=True)
         where |= {"progress": self.progress and title, "state": state}
         found = similarity.run(needs, self.subjects, self.sample, **where)
-        state.unlink(missing_ok=True)
+        for left in place.glob("*.state"):
+            left.unlink()
         return found
 
     def _keep(self, found: Mapping[Need, Measured], measured: dict[Need, Measured]) -> None:
