@@ -248,8 +248,10 @@ def _summary(asked: Mapping[str, ModuleType], outcomes: Mapping[str, Outcome]) -
     lines = []
     for row in _rows(asked, outcomes):
         number = "" if row["measured"] is None else f"{row['measured']:.3g}"
-        limit = f"{row['sense']} {row['threshold']:g}"
-        told = f"{number} {limit}" if number else row["why"]
+        limit = f"{row['sense']} {row['threshold']:.3g}"
+        error = "" if row["stderr"] is None else f" ± {row['stderr']:.2g}"
+        doubt = ", within error" if row["within_error"] else ""
+        told = f"{number}{error} {limit}{doubt}" if number else row["why"]
         of = f" ({row['of']})" if row["of"] else ""
         lines.append(f"{row['experiment']:4}{row['verdict']:14} {row['claim']}{of}: {told}")
     count = Counter(row["verdict"] for row in _rows(asked, outcomes))

@@ -391,7 +391,7 @@ def test_report_of_outcomes(tmp_path):
     text = document.all("main")[0].text
     for words in (
         "4,170",
-        "less-data of vit (10)",
+        "like vit, on 10 % of its images",
         "2,048, of 8 classes",
         "2026-01-02",
         "figure 1",

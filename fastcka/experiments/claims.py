@@ -58,6 +58,16 @@ class Verdict:
         less = self.measured <= self.claim.threshold
         return HOLDS if (more if self.claim.sense == ">" else less) else FAILS
 
+    @property
+    def within_error(self) -> bool:
+        """Whether the number is so near the limit, 2 standard errors, that other images may differ.
+
+        >>> Verdict(Claim("E1", "more", ">", 0.5), "vit", 0.51, 0.01).within_error
+        True
+        """
+        known = self.verdict != UNTESTED and self.stderr is not None
+        return known and abs(self.measured - self.claim.threshold) < 2 * self.stderr
+
     def as_row(self) -> dict:
         """For tables and JSON."""
 
@@ -74,6 +84,7 @@ class Verdict:
             "sense": claim.sense,
             "threshold": claim.threshold,
             "verdict": self.verdict,
+            "within_error": self.within_error,
             "why": self.why,
         }
 
