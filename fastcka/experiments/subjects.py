@@ -56,9 +56,10 @@ class Variant:
         >>> Variant("less-data", "vit", 10).in_words()
         'like vit, on 10 % of its images'
         """
+        value = "" if self.value is None else f"{self.value:g}"
         how = {
-            LESS_DATA: f"like {self.of}, on {self.value} % of its images",
-            NO_SKIP: f"like {self.of}, without the skip connections of block {self.value}",
+            LESS_DATA: f"like {self.of}, on {value} % of its images",
+            NO_SKIP: f"like {self.of}, without the skip connections of block {value}",
             FINE_TUNED: f"{self.of}, trained on for another task",
             OTHER_SEED: f"like {self.of}, from other random numbers",
         }
@@ -96,7 +97,9 @@ class Subject:
             for name, module in self.modules.items()
             if name.startswith(tuple(f"{block}." for block in self.blocks))
         ]
-        if any(isinstance(getattr(module, "num_heads", None), int) for module in within):
+        # Hiera's have `heads`.
+        heads = (getattr(module, "num_heads", getattr(module, "heads", None)) for module in within)
+        if any(isinstance(count, int) for count in heads):
             return TRANSFORMER
         if any(f"{block}.mlp_tokens" in self.modules for block in self.blocks):
             return MIXER
