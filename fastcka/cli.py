@@ -335,6 +335,8 @@ def _add_study(commands) -> None:
     add = parser.add_argument_group("images").add_argument
     add("--n", type=_whole(4), metavar="N",
         help="images in a CKA batch (default: the batch size)")  # fmt: skip
+    add("--fields", type=_whole(1), default=32, metavar="N",
+        help="images for receptive fields (default: %(default)s)")  # fmt: skip
     add("--probe-data", metavar="DIR",
         help="labelled images that probes are fitted to (default: some of --data)")  # fmt: skip
     add("--probe-split", metavar="NAME", help="of --probe-data")

@@ -115,7 +115,7 @@ def images(
     root = options.data
     if root is None:
         count = 512 if options.generate is None else options.generate
-        size = max(_before_crop(network) for network in networks.values())
+        size = max(before_crop(network) for network in networks.values())
         root = place / f"images-{count}-{size}px-seed{options.seed}"
         tell(options, f"no --data: {count} generated images, in {root}")
         share.from_first(lambda: write_images(root, count, size=size, seed=options.seed))
@@ -135,7 +135,7 @@ def images(
     )
 
 
-def _before_crop(network: Network) -> int:
+def before_crop(network: Network) -> int:
     """Pixels of a side that the network's preprocessing neither enlarges nor shrinks."""
     config = network.data_config
     return max(16, int(max(config["input_size"][1:]) / config["crop_pct"]))

@@ -4,7 +4,6 @@ import argparse
 import csv
 import io
 import json
-import os
 import re
 import traceback
 from collections import Counter
@@ -14,7 +13,15 @@ from pathlib import Path
 from types import ModuleType
 
 from fastcka import array_file, models
-from fastcka.command import RESULTS, makers, own_warnings, tell, tell_untrained
+from fastcka.command import (
+    RESULTS,
+    before_crop,
+    check_used,
+    makers,
+    own_warnings,
+    tell,
+    tell_untrained,
+)
 from fastcka.data import write_images
 from fastcka.experiments.claims import VERDICTS, Verdict
 from fastcka.experiments.embedded import embedded
@@ -33,12 +40,12 @@ LOCK, CLAIMS, SUMMARY, PAGE = ".lock", "claims.csv", "study.json", "report.html"
 ERROR = "error.txt"
 # Of the embedded networks, where nothing is said: as many as are measured within minutes.
 GENERATED = 2048
-FORMATS = ("png", "pdf")
 
 
 def run(options: argparse.Namespace) -> int:
     """`fastcka study`, with its options as parsed; 1 where an experiment failed."""
     options.silent = False
+    check_used(options)
     asked = experiments(options.experiments)
     if options.threads is not None:
         import torch
@@ -50,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
         subjects = _subjects(options)
         study = Study(
             subjects,
-            _sample(options, subjects),
+            _sample(options, subjects, RESULTS if options.output is None else folder),
             folder,
             device=device() if options.device in (None, "cuda") else options.device,
             autocast=autocast_dtype((options.amp_dtype or "float16") if options.amp else None),
@@ -80,8 +87,10 @@ def run(options: argparse.Namespace) -> int:
 def _subjects(options: argparse.Namespace) -> Subjects:
     """The networks named, or those of the package with their training arms."""
     if not options.models:
-        if options.variant:
-            raise ValueError("--variant says what a model of --models is: name these")
+        for name in ("variant", "img_size"):
+            if getattr(options, name):
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option} is about the models of --models: name these")
         subjects, missing = embedded()
         if missing:
             tell(options, f"not trained yet, and left out: {', '.join(missing)}; "
@@ -129,27 +138,27 @@ def _number(text: str) -> float:
     return int(value) if value.is_integer() else value
 
 
-def _sample(options: argparse.Namespace, subjects: Subjects) -> Sample:
-    known = {"seed": options.seed, "workers": options.workers}
-    chosen = {"count": options.max_images, "n": options.n, "batch_size": options.batch_size}
+def _sample(options: argparse.Namespace, subjects: Subjects, place: Path) -> Sample:
+    """The images; without --data they are made within `place`."""
     root = options.data
     if root is None:
         count = GENERATED if options.generate is None else options.generate
-        side = max(max(one.network.data_config["input_size"][1:]) for one in subjects.values())
-        root = str(RESULTS / f"images-{count}-{side}px-seed{options.seed}")
+        size = max(before_crop(one.network) for one in subjects.values())
+        root = str(place / f"images-{count}-{size}px-seed{options.seed}")
         tell(options, f"no --data: {count} generated images, in {root}")
-        write_images(root, count, size=side, seed=options.seed)
-    if options.probe_data is None and os.path.isdir(os.path.join(root, "train")):
-        tell(options, f"probes are fitted to the images of {root}")
-    if options.n is None:
-        chosen["n"] = options.batch_size
+        write_images(root, count, size=size, seed=options.seed)
     return Sample(
         root,
         split=options.split,
         probe_root=options.probe_data,
         probe_split=options.probe_split,
-        **known,
-        **chosen,
+        count=options.max_images,
+        n=options.n or options.batch_size,
+        fields=options.fields,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        workers=options.workers,
+        on_broken=options.on_broken,
     )
 
 
@@ -164,8 +173,7 @@ def _keep(
             outcome.result.save(folder)
             figures = experiment.plot(outcome.result)
             for name, figure in figures.items():
-                for suffix in FORMATS:
-                    save(figure, folder / f"{file_name(name)}.{suffix}")
+                save(figure, folder / f"{file_name(name)}.pdf")
         except Exception as error:  # a figure that fails does not end the study
             outcome.status, outcome.error = FAILED, error
             outcome.why = f"its figures: {type(error).__name__}: {error}"

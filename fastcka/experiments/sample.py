@@ -19,7 +19,7 @@ class Sample:
         n: images in a CKA batch.
         fields: of images for receptive fields.
         tests: of images that probes are tested on, at most.
-        batch_size, seed, workers: as for `ImageBatches`.
+        batch_size, seed, workers, on_broken: as for `ImageBatches`.
     """
 
     root: str
@@ -33,6 +33,7 @@ class Sample:
     batch_size: int = 256
     seed: int = 0
     workers: int = 0
+    on_broken: str = "stop"
 
     def batches(
         self, subjects: Iterable[Subject], count: int | None, only: Sequence[int] | None = None
@@ -54,6 +55,7 @@ class Sample:
             seed=self.seed,
             workers=self.workers,
             max_images=count,
+            on_broken=self.on_broken,
             split=split,
             only=only,
         )

@@ -1,0 +1,191 @@
+"""`fastcka study`: what it takes, what it writes, and what it says."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fastcka import data
+from fastcka.cli import main
+from fastcka.experiments import registry, within_model
+from fastcka.experiments.claims import UNTESTED
+from fastcka.experiments.registry import experiments
+
+SMALL = ["--max-images", "16", "--n", "8", "--batch-size", "8", "--fields", "1", "--quiet"]
+PAIR = ["--models", "fastcka_vit_mini", "fastcka_resnet_mini"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return str(data.write_images(tmp_path_factory.mktemp("images"), 48, size=64))
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Drawing takes longest."""
+    for module in experiments().values():
+        monkeypatch.setattr(module, "plot", lambda result: {})
+
+
+def study(*arguments):
+    return main(["study", *arguments, *SMALL])
+
+
+def rows_of(folder):
+    return list(csv.DictReader((folder / "claims.csv").read_text().splitlines()))
+
+
+def test_a_study_writes_all_of_it_and_the_same_command_runs_no_network_again(
+    images, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "study"
+    arguments = ["--experiments", "E1", "--data", images, "--output", str(folder), *PAIR]
+    assert study(*arguments) == 0
+    assert "untrained" in capsys.readouterr().err
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"claims.csv", "measured", "report.html", "study.json", "within_model"}
+    inner = {path.name for path in (folder / "within_model").iterdir()}
+    assert {"result.safetensors", "result.json", "fastcka_resnet_mini.pdf"} <= inner
+    rows = rows_of(folder)
+    assert {row["experiment"] for row in rows} == {"E1"}
+    summary = json.loads((folder / "study.json").read_text())
+    assert summary["experiments"]["within_model"]["status"] == "done"
+    assert len(summary["claims"]) == len(rows)
+    call = torch.nn.Module.__call__
+
+    def counted(self, *args, **options):
+        assert type(self).__name__ not in ("VisionTransformer", "ResNet")
+        return call(self, *args, **options)
+
+    monkeypatch.setattr(torch.nn.Module, "__call__", counted)
+    monkeypatch.setattr(within_model, "plot", lambda result: {})  # takes longest
+    assert study(*arguments) == 0
+    assert rows_of(folder) == rows
+
+
+def test_an_experiment_that_fails_is_told_and_the_others_are_there(
+    images, tmp_path, monkeypatch, capsys, undrawn
+):
+    def broken(config, subjects, measured):
+        raise ZeroDivisionError("of nothing")
+
+    monkeypatch.setattr(within_model, "finish", broken)
+    arguments = ["--experiments", "E1", "E2", "--data", images, "--output", str(tmp_path)]
+    assert study(*arguments, *PAIR) == 1
+    told = capsys.readouterr().err
+    assert "E1, Layers within a network failed: ZeroDivisionError: of nothing" in told
+    assert "of nothing" in (tmp_path / "within_model" / "error.txt").read_text()
+    rows = rows_of(tmp_path)
+    assert {row["verdict"] for row in rows if row["experiment"] == "E1"} == {UNTESTED}
+    assert {row["verdict"] for row in rows if row["experiment"] == "E2"} != {UNTESTED}
+    assert "of nothing" in (tmp_path / "report.html").read_text()
+
+
+def test_an_interrupted_study_leaves_what_is_finished(
+    images, tmp_path, monkeypatch, capsys, undrawn
+):
+    def interrupted(config, subjects, measured):
+        raise KeyboardInterrupt
+
+    module = experiments(["E2"])["cross_model"]
+    monkeypatch.setattr(module, "finish", interrupted)
+    arguments = ["--experiments", "E1", "E2", "--data", images, "--output", str(tmp_path)]
+    assert study(*arguments, *PAIR) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    summary = json.loads((tmp_path / "study.json").read_text())["experiments"]
+    assert [summary[name]["status"] for name in ("within_model", "cross_model")] == [
+        "done",
+        "not reached",
+    ]
+
+
+def test_variants_are_named_by_the_models_as_given(images, tmp_path, undrawn):
+    arguments = ["--experiments", "E17", "--data", images, "--output", str(tmp_path)]
+    arguments += ["--models", "vit_tiny_patch16_224", "vit_tiny_patch16_224.augreg_in21k"]
+    arguments += ["--img-size", "32"]
+    arguments += ["--variant", "less-data", "vit_tiny_patch16_224.augreg_in21k"]
+    arguments += ["vit_tiny_patch16_224", "10"]
+    assert study(*arguments) == 0
+    about = json.loads((tmp_path / "study.json").read_text())["about"]["subjects"]
+    assert about["vit_tiny_patch16_224.augreg_in21k"]["variant"] == {
+        "kind": "less-data",
+        "of": "vit_tiny_patch16_224",
+        "value": 10,
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--experiments", "E99"], "there is no experiment 'E99'"),
+        (["--variant", "less-data", "a", "b"], "--variant is about the models of --models"),
+        (["--img-size", "32"], "--img-size is about the models of --models"),
+        (["--amp-dtype", "bfloat16"], "--amp-dtype does nothing without --amp"),
+        (
+            ["--models", "resnet10t", "--variant", "less-data", "resnet10t"],
+            "--variant takes KIND MODEL OF and, for some kinds, VALUE",
+        ),
+        (
+            ["--models", "resnet10t", "--variant", "smaller", "resnet10t", "resnet18"],
+            "--variant knows less-data, no-skip, fine-tuned, other-seed, but came with 'smaller'",
+        ),
+        (
+            ["--models", "resnet10t", "--variant", "no-skip", "resnet10t", "resnet18", "x"],
+            "could not convert string to float: 'x'",
+        ),
+        (
+            ["--models", "resnet10t", "--variant", "other-seed", "resnet18", "resnet10t"],
+            "--variant speaks of 'resnet18', which --models does not name",
+        ),
+        (
+            ["--models", "resnet10t", "--variant", "other-seed", "resnet10t", "resnet18"],
+            "'resnet10t' is a variant of 'resnet18', which is not in the study",
+        ),
+        (["--data", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_bad_input_gets_one_sentence(arguments, told, tmp_path, capsys):
+    assert study(*arguments, "--output", str(tmp_path)) == 1
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if told in x]
+    assert line.startswith("fastcka: ")
+    assert "Traceback" not in line
+
+
+def test_two_studies_in_one_folder_keep_out_of_each_others_way(images, tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from fastcka.output_folder import writing\n"
+        f"with writing(Path({str(tmp_path)!r}) / '.lock', Path({str(tmp_path)!r})):\n"
+        "    print('there', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "there\n"
+        assert study("--experiments", "E1", "--data", images, "--output", str(tmp_path)) == 1
+    finally:
+        other.kill()
+        other.communicate()
+
+
+def test_experiments_are_listed_with_question_and_cost(capsys):
+    assert main(["list", "experiments"]) == 0
+    printed = capsys.readouterr().out
+    for name, module in registry.experiments().items():
+        (row,) = [line for line in printed.splitlines() if f" {name} " in line]
+        assert row.startswith(", ".join(module.NUMBERS))
+        assert "?" in row
+
+
+def test_every_experiment_tells_all_that_page_and_site_need():
+    numbers = []
+    for name, module in registry.experiments().items():
+        numbers += module.NUMBERS
+        assert all((module.TITLE, module.FINDING, module.CLAIMS)), name
+        assert {claim.experiment for claim in module.CLAIMS} <= set(module.NUMBERS), name
+        first, _, rest = module.__doc__.partition("\n\n")
+        assert "? " in " ".join(first.split()), name
+        assert re.search(r"fastcka study --experiments.*Costs? ", rest, re.DOTALL), name
+    assert len(set(numbers)) == len(numbers)
