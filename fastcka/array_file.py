@@ -50,7 +50,7 @@ def write(path: str | os.PathLike, kind: str, records: Sequence[Mapping]) -> Pat
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: its folder does not exist, create it first")
     arrays, rest = _parted(records)
-    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     data = save(arrays, metadata=_metadata(kind, rest, _digest(arrays, rest)))
     with replacing(path) as file:
         file.write(data)
