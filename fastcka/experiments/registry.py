@@ -8,6 +8,10 @@ from types import ModuleType
 NAMES = (
     "within_model",
     "cross_model",
+    "attention_distance",
+    "local_heads",
+    "receptive_fields",
+    "skip_connections",
     "skip_removed",
     "localisation",
     "token_probes",
