@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import io
 import itertools
+import importlib
 import json
 import os
 import re
@@ -32,6 +33,18 @@ EVIL = "<script>alert(1)</script>"
 ODD = ['a "quoted" one', "R&D <b>", "it's"]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 VOID = {"meta", "link", "img", "br"}
+
+
+def missing(what):
+    """Who has to have all of it says so."""
+    (pytest.fail if os.environ.get("FASTCKA_REQUIRE_BROWSER") else pytest.skip)(what)
+
+
+def tool(name, what):
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        missing(what)
 
 
 def matrix(rows, columns):
@@ -415,9 +428,9 @@ def test_section_of_a_failure_leaves_its_claims_untested():
 
 @pytest.fixture(scope="module")
 def chromium():
-    playwright = pytest.importorskip("playwright.sync_api", reason="there is no Playwright")
+    playwright = tool("playwright.sync_api", "there is no Playwright")
     if CHROMIUM is None:
-        pytest.skip("there is no Chromium")
+        missing("there is no Chromium")
     # Its sandbox refuses to run as root.
     flags = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     with playwright.sync_playwright() as run:
@@ -571,7 +584,7 @@ def test_names_of_layers_do_not_overlap(opened):
 
 
 def test_accessible_to_axe(opened):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="there is no axe")
+    axe = tool("axe_playwright_python.sync_playwright", "there is no axe")
     opened.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
     found = axe.Axe().run(opened).response["violations"]
     assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in found] == []
@@ -589,7 +602,7 @@ def test_valid_html(written):
     """By the Nu checker, whose CSS is some years old, and which cannot hash scripts."""
     jar = Path(os.environ.get("VNU_JAR", "node_modules/vnu-jar/build/dist/vnu.jar"))
     if not jar.is_file() or shutil.which("java") is None:
-        pytest.skip("there is no vnu.jar (VNU_JAR says where), or no Java")
+        missing("there is no vnu.jar (VNU_JAR says where), or no Java")
     done = subprocess.run(
         ["java", "-jar", jar, "--format", "json", "--stdout", "--exit-zero-always", written],
         capture_output=True,
