@@ -2,9 +2,9 @@
 
 import base64
 import dataclasses
+import importlib
 import io
 import itertools
-import importlib
 import json
 import os
 import re
