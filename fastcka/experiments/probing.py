@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from fastcka.analysis.few_shot import Draw, draw
+from fastcka.analysis.few_shot import WORKSPACE, Draw, draw
 from fastcka.analysis.observer import Observer
 from fastcka.analysis.ridge import RidgePath
 from fastcka.data import ImageBatches
@@ -82,8 +82,8 @@ def run(
     for _, labels, values in features(chosen.tests, f"testing probes: {subject.name}"):
         tests += len(labels)
         for key, x in values.items():
-            found = [path.accuracy(x, labels, lam).cpu() for path, lam in probes[key]]
-            right[key] = right[key] + torch.stack(found) * len(labels)
+            found = torch.stack([one.accuracy(x, labels) for one in probes[key]])
+            right[key] = right[key] + found * len(labels)
     found = {}
     for need in needs:
         of = {
@@ -139,8 +139,8 @@ def _choose(subject: Subject, sample: Sample, shots: Shots) -> _Chosen:
 
 def _fitted(
     seen: Iterator[tuple[torch.Tensor, torch.Tensor, dict[Key, torch.Tensor]]], chosen: _Chosen
-) -> dict[Key, list[tuple[RidgePath, torch.Tensor]]]:
-    """Of each draw the probes, and the lambda that does best on the images held out."""
+) -> dict[Key, list["_Probes"]]:
+    """Of each layer its probes, for every draw."""
     parts: dict[Key, list[torch.Tensor]] = {}
     files = []
     for index, _, values in seen:
@@ -152,19 +152,36 @@ def _fitted(
     for key in list(parts):
         x = torch.cat(parts.pop(key), -2)
         x = x.index_select(-2, order.to(x.device))
-        probes[key] = [_best(x, chosen.labels, one, chosen.classes) for one in chosen.draws]
+        probes[key] = [_Probes(x, chosen.labels, one, chosen.classes) for one in chosen.draws]
     return probes
 
 
-def _best(
-    x: torch.Tensor, labels: torch.Tensor, chosen: Draw, classes: int
-) -> tuple[RidgePath, torch.Tensor]:
-    fit, held_out = (part.to(x.device) for part in chosen)
-    path = RidgePath.fit(x.index_select(-2, fit), labels[chosen.fit], classes)
-    found = path.accuracy(x.index_select(-2, held_out), labels[chosen.held_out])
-    among = torch.tensor(path.lambdas, dtype=torch.float64, device=found.device)
-    best = found == found.amax(-1, keepdim=True)
-    return path, torch.where(best, among, 0.0).amax(-1)  # of equally good ones the largest
+class _Probes:
+    """Of one layer and draw: fitted some at a time, each with the lambda that did best."""
+
+    def __init__(self, x: torch.Tensor, labels: torch.Tensor, chosen: Draw, classes: int):
+        self._shape = x.shape[:-2]
+        probes = x.reshape(-1, *x.shape[-2:])
+        fit, held_out = (part.to(x.device) for part in chosen)
+        images, width = len(fit), x.shape[-1]
+        self._at_once = max(1, WORKSPACE // (width * (images + min(images, width) + classes)))
+        self._fitted = []
+        for some in probes.split(self._at_once):
+            path = RidgePath.fit(some.index_select(-2, fit), labels[chosen.fit], classes)
+            found = path.accuracy(some.index_select(-2, held_out), labels[chosen.held_out])
+            among = torch.tensor(path.lambdas, dtype=torch.float64, device=found.device)
+            best = found == found.amax(-1, keepdim=True)
+            # Of equally good ones the largest.
+            self._fitted.append((path, torch.where(best, among, 0.0).amax(-1)))
+
+    def accuracy(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Share of these images that each probe gets right, on the CPU."""
+        parts = x.reshape(-1, *x.shape[-2:]).split(self._at_once)
+        found = [
+            path.accuracy(some, labels, lam)
+            for some, (path, lam) in zip(parts, self._fitted, strict=True)
+        ]
+        return torch.cat(found).reshape(self._shape).cpu()
 
 
 def _features(
