@@ -23,13 +23,13 @@ from fastcka.command import (
     tell_untrained,
 )
 from fastcka.data import write_images
-from fastcka.experiments.claims import VERDICTS, Verdict
-from fastcka.experiments.embedded import embedded
 from fastcka.experiments.registry import experiments
-from fastcka.experiments.report import write_report
-from fastcka.experiments.sample import Sample
-from fastcka.experiments.study import DONE, FAILED, LEFT_OUT, Outcome, Study
-from fastcka.experiments.subjects import KINDS, Subject, Subjects, Variant
+from fastcka.experiments.runner.claims import VERDICTS, Verdict
+from fastcka.experiments.runner.embedded import embedded
+from fastcka.experiments.runner.report import write_report
+from fastcka.experiments.runner.sample import Sample
+from fastcka.experiments.runner.study import DONE, FAILED, LEFT_OUT, Outcome, Study
+from fastcka.experiments.runner.subjects import KINDS, Subject, Subjects, Variant
 from fastcka.launch import device
 from fastcka.output_folder import writing
 from fastcka.participant import autocast_dtype
@@ -252,16 +252,21 @@ def _write(
 
 
 def _summary(asked: Mapping[str, ModuleType], outcomes: Mapping[str, Outcome]) -> str:
-    """The claims, a line each."""
-    lines = []
-    for row in _rows(asked, outcomes):
-        number = "" if row["measured"] is None else f"{row['measured']:.3g}"
-        limit = f"{row['sense']} {row['threshold']:.3g}"
+    """Each claim, and below it a line for the networks that it is about."""
+    lines, last = [], None
+    rows = _rows(asked, outcomes)
+    place = {row["claim"]: number for number, row in reversed(list(enumerate(rows)))}
+    for row in sorted(rows, key=lambda row: place[row["claim"]]):
+        if row["claim"] != last:
+            lines.append(f"{row['experiment']:4}{row['claim']}")
+        last = row["claim"]
         error = "" if row["stderr"] is None else f" ± {row['stderr']:.2g}"
+        told = row["why"]
+        if row["measured"] is not None:
+            told = f"{row['measured']:.3g}{error}, claimed {row['sense']} {row['threshold']:.3g}"
         doubt = ", within error" if row["within_error"] else ""
-        told = f"{number}{error} {limit}{doubt}" if number else row["why"]
-        of = f" ({row['of']})" if row["of"] else ""
-        lines.append(f"{row['experiment']:4}{row['verdict']:14} {row['claim']}{of}: {told}")
-    count = Counter(row["verdict"] for row in _rows(asked, outcomes))
+        of = f"{row['of']}: " if row["of"] else ""
+        lines.append(f"      {row['verdict']}{doubt}: {of}{told}")
+    count = Counter(row["verdict"] for row in rows)
     counted = ", ".join(f"{count[verdict]} {verdict}" for verdict in VERDICTS)
     return "\n".join([*lines, f"claims: {counted}"])

@@ -12,15 +12,15 @@ from torch import nn
 
 from fastcka import data, models
 from fastcka.experiments import depth_probes, localisation, token_probes
-from fastcka.experiments.accuracy import above_chance
-from fastcka.experiments.claims import FAILS, HOLDS, UNTESTED, VERDICTS
-from fastcka.experiments.needs import NotApplicable
-from fastcka.experiments.probing import Shots
 from fastcka.experiments.registry import experiments
-from fastcka.experiments.result import Result
-from fastcka.experiments.sample import Sample
-from fastcka.experiments.study import DONE, LEFT_OUT, Study
-from fastcka.experiments.subjects import Subject, Subjects, Variant
+from fastcka.experiments.runner.claims import FAILS, HOLDS, UNTESTED, VERDICTS
+from fastcka.experiments.runner.needs import NotApplicable
+from fastcka.experiments.runner.probing import Shots
+from fastcka.experiments.runner.result import Result
+from fastcka.experiments.runner.sample import Sample
+from fastcka.experiments.runner.study import DONE, LEFT_OUT, Study
+from fastcka.experiments.runner.subjects import Subject, Subjects, Variant
+from fastcka.experiments.shared.accuracy import above_chance
 from fastcka.maths.localisation import mixed
 from fastcka.maths.ridge import accuracy_at, separation_of_the_mean
 from fastcka.report.saving import save

@@ -20,17 +20,17 @@ from fastcka.experiments import (
     mixers,
     skip_removed,
 )
-from fastcka.experiments.claims import FAILS, HOLDS, UNTESTED, VERDICTS, Verdict
-from fastcka.experiments.coarse_layers import coarse, layers_alike
-from fastcka.experiments.depth import by_tenths, low_less_high, rank_correlation, shares
-from fastcka.experiments.needs import NotApplicable
 from fastcka.experiments.registry import experiments
-from fastcka.experiments.result import Result
-from fastcka.experiments.same_block import blocks_alike
-from fastcka.experiments.sample import Sample
-from fastcka.experiments.study import DONE, LEFT_OUT, Study
-from fastcka.experiments.subjects import Subject, Subjects, Variant
-from fastcka.experiments.two_groups import across_to_within, best_split, sides
+from fastcka.experiments.runner.claims import FAILS, HOLDS, UNTESTED, VERDICTS, Verdict
+from fastcka.experiments.runner.needs import NotApplicable
+from fastcka.experiments.runner.result import Result
+from fastcka.experiments.runner.sample import Sample
+from fastcka.experiments.runner.study import DONE, LEFT_OUT, Study
+from fastcka.experiments.runner.subjects import Subject, Subjects, Variant
+from fastcka.experiments.shared.coarse_layers import coarse, layers_alike
+from fastcka.experiments.shared.depth import by_tenths, low_less_high, rank_correlation, shares
+from fastcka.experiments.shared.same_block import blocks_alike
+from fastcka.experiments.shared.two_groups import across_to_within, best_split, sides
 from fastcka.models.small import BlockWithoutSkip
 from fastcka.report.saving import save
 

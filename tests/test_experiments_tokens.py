@@ -20,12 +20,12 @@ from fastcka.experiments import (
     skip_connections,
 )
 from fastcka.experiments.attention_distance import LESS_NEAR, OF_DEPTH
-from fastcka.experiments.claims import FAILS, HOLDS, UNTESTED, VERDICTS
 from fastcka.experiments.registry import experiments
-from fastcka.experiments.result import Result
-from fastcka.experiments.sample import Sample
-from fastcka.experiments.study import DONE, LEFT_OUT, Study
-from fastcka.experiments.subjects import CNN, MIXER, TRANSFORMER, Subject, Subjects, Variant
+from fastcka.experiments.runner.claims import FAILS, HOLDS, UNTESTED, VERDICTS
+from fastcka.experiments.runner.result import Result
+from fastcka.experiments.runner.sample import Sample
+from fastcka.experiments.runner.study import DONE, LEFT_OUT, Study
+from fastcka.experiments.runner.subjects import CNN, MIXER, TRANSFORMER, Subject, Subjects, Variant
 from fastcka.models import Network, small
 from fastcka.report.saving import save
 

@@ -19,10 +19,10 @@ import pytest
 from matplotlib.figure import Figure as MatplotlibFigure
 from PIL import Image
 
-from fastcka.experiments.claims import Claim, Verdict
-from fastcka.experiments.report import section, write_report
-from fastcka.experiments.result import Result
-from fastcka.experiments.study import DONE, FAILED, LEFT_OUT, Outcome
+from fastcka.experiments.runner.claims import Claim, Verdict
+from fastcka.experiments.runner.report import section, write_report
+from fastcka.experiments.runner.result import Result
+from fastcka.experiments.runner.study import DONE, FAILED, LEFT_OUT, Outcome
 from fastcka.report.figures import Heatmap, cells, in_words, picture, shown
 from fastcka.report.heatmap import heatmap
 from fastcka.report.lines import Line, line_plot

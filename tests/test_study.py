@@ -10,13 +10,13 @@ import torch
 from fastcka import data, models
 from fastcka.analysis.observer import Taps
 from fastcka.capture import Tap
-from fastcka.experiments.claims import Claim, Verdict
-from fastcka.experiments.needs import Comparison, Field, NotApplicable, Probe, Side, Watch
-from fastcka.experiments.probing import Shots
-from fastcka.experiments.result import Result
-from fastcka.experiments.sample import Sample
-from fastcka.experiments.study import DONE, FAILED, LEFT_OUT, Study
-from fastcka.experiments.subjects import Subject, Subjects, Variant
+from fastcka.experiments.runner.claims import Claim, Verdict
+from fastcka.experiments.runner.needs import Comparison, Field, NotApplicable, Probe, Side, Watch
+from fastcka.experiments.runner.probing import Shots
+from fastcka.experiments.runner.result import Result
+from fastcka.experiments.runner.sample import Sample
+from fastcka.experiments.runner.study import DONE, FAILED, LEFT_OUT, Study
+from fastcka.experiments.runner.subjects import Subject, Subjects, Variant
 
 VIT, CNN = "fastcka_vit_mini", "fastcka_resnet_mini"
 

@@ -12,8 +12,8 @@ import torch
 from fastcka import data
 from fastcka.cli import main
 from fastcka.experiments import registry, within_model
-from fastcka.experiments.claims import UNTESTED
 from fastcka.experiments.registry import experiments
+from fastcka.experiments.runner.claims import UNTESTED
 
 SMALL = ["--max-images", "16", "--n", "8", "--batch-size", "8", "--fields", "1", "--quiet"]
 PAIR = ["--models", "fastcka_vit_mini", "fastcka_resnet_mini"]

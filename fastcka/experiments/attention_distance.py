@@ -18,13 +18,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastcka.experiments.claims import Claim, Verdict
-from fastcka.experiments.head_distances import Distances, distances, head_distances
-from fastcka.experiments.needs import Need, NotApplicable
-from fastcka.experiments.rehearsed import probed, sort_out, why_not
-from fastcka.experiments.result import Result
-from fastcka.experiments.similarity import Means
-from fastcka.experiments.subjects import LESS_DATA, TRANSFORMER, Subject, Subjects
+from fastcka.experiments.runner.claims import Claim, Verdict
+from fastcka.experiments.runner.needs import Need, NotApplicable
+from fastcka.experiments.runner.result import Result
+from fastcka.experiments.runner.similarity import Means
+from fastcka.experiments.runner.subjects import LESS_DATA, TRANSFORMER, Subject, Subjects
+from fastcka.experiments.shared.head_distances import Distances, distances, head_distances
+from fastcka.experiments.shared.rehearsed import probed, sort_out, why_not
 from fastcka.report.lines import Line, line_plot
 
 NUMBERS = ("E3", "E4")

@@ -12,17 +12,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastcka.experiments.claims import Claim, Verdict
-from fastcka.experiments.depth import (
+from fastcka.experiments.runner.claims import Claim, Verdict
+from fastcka.experiments.runner.needs import Comparison, Need, NotApplicable, Side
+from fastcka.experiments.runner.result import Result
+from fastcka.experiments.runner.subjects import CNN, TRANSFORMER, Subject, Subjects
+from fastcka.experiments.shared.depth import (
     by_tenths,
     low_and_high_stderr,
     low_less_high,
     rank_correlation,
     shares,
 )
-from fastcka.experiments.needs import Comparison, Need, NotApplicable, Side
-from fastcka.experiments.result import Result
-from fastcka.experiments.subjects import CNN, TRANSFORMER, Subject, Subjects
 from fastcka.report.heatmap import heatmap
 from fastcka.report.lines import Line, line_plot
 from fastcka.result import CKAResult

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastcka.experiments.claims import Claim, Verdict
-from fastcka.experiments.depth import low_and_high_stderr, low_less_high
-from fastcka.experiments.needs import Need, NotApplicable
-from fastcka.experiments.result import Result
-from fastcka.experiments.same_block import OTHER_BLOCKS, blocks_alike, same_block, variants
-from fastcka.experiments.subjects import LESS_DATA, OTHER_SEED, Subjects
+from fastcka.experiments.runner.claims import Claim, Verdict
+from fastcka.experiments.runner.needs import Need, NotApplicable
+from fastcka.experiments.runner.result import Result
+from fastcka.experiments.runner.subjects import LESS_DATA, OTHER_SEED, Subjects
+from fastcka.experiments.shared.depth import low_and_high_stderr, low_less_high
+from fastcka.experiments.shared.same_block import OTHER_BLOCKS, blocks_alike, same_block, variants
 from fastcka.report.lines import Line, line_plot
 from fastcka.result import CKAResult
 

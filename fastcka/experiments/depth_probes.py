@@ -16,14 +16,14 @@ from math import hypot
 
 import numpy as np
 
-from fastcka.experiments.accuracy import above_chance, at, curve, depths, of_gain
-from fastcka.experiments.claims import Claim, Verdict
-from fastcka.experiments.needs import Need, NotApplicable, Probe
-from fastcka.experiments.probes import MEAN, PATCHES, names_of, of_blocks, of_patches
-from fastcka.experiments.probing import Accuracies
-from fastcka.experiments.rehearsed import sort_out, why_not
-from fastcka.experiments.result import Result
-from fastcka.experiments.subjects import CNN, LESS_DATA, TRANSFORMER, Subject, Subjects
+from fastcka.experiments.runner.claims import Claim, Verdict
+from fastcka.experiments.runner.needs import Need, NotApplicable, Probe
+from fastcka.experiments.runner.probing import Accuracies
+from fastcka.experiments.runner.result import Result
+from fastcka.experiments.runner.subjects import CNN, LESS_DATA, TRANSFORMER, Subject, Subjects
+from fastcka.experiments.shared.accuracy import above_chance, at, curve, depths, of_gain
+from fastcka.experiments.shared.probes import MEAN, PATCHES, names_of, of_blocks, of_patches
+from fastcka.experiments.shared.rehearsed import sort_out, why_not
 from fastcka.report.lines import Line, line_plot
 
 NUMBERS = ("E15", "E16")

@@ -12,13 +12,13 @@ from itertools import combinations
 
 import numpy as np
 
-from fastcka.experiments.claims import Claim, Verdict
-from fastcka.experiments.coarse_layers import layers_alike
-from fastcka.experiments.depth import low_and_high_stderr, low_less_high
-from fastcka.experiments.needs import Need, NotApplicable
-from fastcka.experiments.result import Result
-from fastcka.experiments.same_block import OTHER_BLOCKS, blocks_alike, same_block, variants
-from fastcka.experiments.subjects import FINE_TUNED, TRANSFORMER, Subject, Subjects
+from fastcka.experiments.runner.claims import Claim, Verdict
+from fastcka.experiments.runner.needs import Need, NotApplicable
+from fastcka.experiments.runner.result import Result
+from fastcka.experiments.runner.subjects import FINE_TUNED, TRANSFORMER, Subject, Subjects
+from fastcka.experiments.shared.coarse_layers import layers_alike
+from fastcka.experiments.shared.depth import low_and_high_stderr, low_less_high
+from fastcka.experiments.shared.same_block import OTHER_BLOCKS, blocks_alike, same_block, variants
 from fastcka.report.heatmap import heatmap
 from fastcka.report.lines import Line, line_plot
 from fastcka.result import CKAResult

@@ -17,13 +17,13 @@ import numpy as np
 
 from fastcka.analysis.head_windows import windows
 from fastcka.capture import Tap
-from fastcka.experiments.claims import Claim, Verdict
-from fastcka.experiments.depth import rank_correlation
-from fastcka.experiments.head_distances import distances, head_distances
-from fastcka.experiments.needs import Comparison, Need, NotApplicable, Side
-from fastcka.experiments.rehearsed import probed, sort_out, taken, why_not
-from fastcka.experiments.result import Result
-from fastcka.experiments.subjects import CNN, TRANSFORMER, Subject, Subjects
+from fastcka.experiments.runner.claims import Claim, Verdict
+from fastcka.experiments.runner.needs import Comparison, Need, NotApplicable, Side
+from fastcka.experiments.runner.result import Result
+from fastcka.experiments.runner.subjects import CNN, TRANSFORMER, Subject, Subjects
+from fastcka.experiments.shared.depth import rank_correlation
+from fastcka.experiments.shared.head_distances import distances, head_distances
+from fastcka.experiments.shared.rehearsed import probed, sort_out, taken, why_not
 from fastcka.report.lines import Line, line_plot
 
 NUMBERS = ("E5",)

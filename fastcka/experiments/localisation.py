@@ -20,12 +20,12 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from fastcka.analysis.localisation import localisation, token_taps
-from fastcka.experiments.claims import Claim, Verdict
-from fastcka.experiments.heads import CLASS_TOKEN, NO_TWINS, transformers, twins
-from fastcka.experiments.needs import Comparison, Need, NotApplicable, Side
-from fastcka.experiments.rehearsed import grid, sort_out, taken, why_not
-from fastcka.experiments.result import Result
-from fastcka.experiments.subjects import CNN, Subject, Subjects
+from fastcka.experiments.runner.claims import Claim, Verdict
+from fastcka.experiments.runner.needs import Comparison, Need, NotApplicable, Side
+from fastcka.experiments.runner.result import Result
+from fastcka.experiments.runner.subjects import CNN, Subject, Subjects
+from fastcka.experiments.shared.classifier import CLASS_TOKEN, NO_TWINS, transformers, twins
+from fastcka.experiments.shared.rehearsed import grid, sort_out, taken, why_not
 from fastcka.report.maps import maps
 from fastcka.result import CKAResult
 

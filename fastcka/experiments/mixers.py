@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastcka.experiments.claims import Claim, Verdict
-from fastcka.experiments.coarse_layers import layers_alike
-from fastcka.experiments.needs import Need, NotApplicable
-from fastcka.experiments.result import Result
-from fastcka.experiments.subjects import CNN, MIXER, TRANSFORMER, Subjects
-from fastcka.experiments.two_groups import across_to_within, best_split
+from fastcka.experiments.runner.claims import Claim, Verdict
+from fastcka.experiments.runner.needs import Need, NotApplicable
+from fastcka.experiments.runner.result import Result
+from fastcka.experiments.runner.subjects import CNN, MIXER, TRANSFORMER, Subjects
+from fastcka.experiments.shared.coarse_layers import layers_alike
+from fastcka.experiments.shared.two_groups import across_to_within, best_split
 from fastcka.report.heatmap import heatmap
 from fastcka.result import CKAResult
 

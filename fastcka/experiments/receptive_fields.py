@@ -25,12 +25,12 @@ from fastcka.analysis.receptive_field import ReceptiveFields
 from fastcka.analysis.sublayers import after_residual, before_residual
 from fastcka.capture import Tap
 from fastcka.capture.modules import named
-from fastcka.experiments.claims import Claim, Verdict
-from fastcka.experiments.depth import shares
-from fastcka.experiments.needs import Field, Need, NotApplicable, Watch
-from fastcka.experiments.rehearsed import probed, sort_out, why_not
-from fastcka.experiments.result import Result
-from fastcka.experiments.subjects import CNN, TRANSFORMER, Subject, Subjects
+from fastcka.experiments.runner.claims import Claim, Verdict
+from fastcka.experiments.runner.needs import Field, Need, NotApplicable, Watch
+from fastcka.experiments.runner.result import Result
+from fastcka.experiments.runner.subjects import CNN, TRANSFORMER, Subject, Subjects
+from fastcka.experiments.shared.depth import shares
+from fastcka.experiments.shared.rehearsed import probed, sort_out, why_not
 from fastcka.report.lines import Line, line_plot
 from fastcka.report.maps import maps
 

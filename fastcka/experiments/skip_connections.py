@@ -19,13 +19,13 @@ from torch import nn
 from fastcka.analysis.observer import Observer, Values
 from fastcka.analysis.skip_connections import MEASURES, SkipConnections
 from fastcka.analysis.sublayers import residuals
-from fastcka.experiments.claims import Claim, Verdict
-from fastcka.experiments.depth import shares
-from fastcka.experiments.needs import Need, NotApplicable, Watch
-from fastcka.experiments.rehearsed import probed, sort_out, why_not
-from fastcka.experiments.result import Result
-from fastcka.experiments.similarity import Means
-from fastcka.experiments.subjects import CNN, TRANSFORMER, Subject, Subjects
+from fastcka.experiments.runner.claims import Claim, Verdict
+from fastcka.experiments.runner.needs import Need, NotApplicable, Watch
+from fastcka.experiments.runner.result import Result
+from fastcka.experiments.runner.similarity import Means
+from fastcka.experiments.runner.subjects import CNN, TRANSFORMER, Subject, Subjects
+from fastcka.experiments.shared.depth import shares
+from fastcka.experiments.shared.rehearsed import probed, sort_out, why_not
 from fastcka.report.lines import Line, line_plot
 from fastcka.report.maps import maps
 

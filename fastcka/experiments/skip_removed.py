@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastcka.experiments.claims import Claim, Verdict
-from fastcka.experiments.coarse_layers import BRANCHES, layers_alike
-from fastcka.experiments.needs import Need, NotApplicable
-from fastcka.experiments.result import Result
-from fastcka.experiments.subjects import NO_SKIP, Subject, Subjects
-from fastcka.experiments.two_groups import across_to_within, sides
+from fastcka.experiments.runner.claims import Claim, Verdict
+from fastcka.experiments.runner.needs import Need, NotApplicable
+from fastcka.experiments.runner.result import Result
+from fastcka.experiments.runner.subjects import NO_SKIP, Subject, Subjects
+from fastcka.experiments.shared.coarse_layers import BRANCHES, layers_alike
+from fastcka.experiments.shared.two_groups import across_to_within, sides
 from fastcka.models import small
 from fastcka.report.heatmap import heatmap
 from fastcka.result import CKAResult

@@ -20,22 +20,22 @@ import numpy as np
 
 from fastcka.analysis.observer import Taps
 from fastcka.analysis.token_features import token_features
-from fastcka.experiments.accuracy import above_chance, at, curve, depths, of_gain
-from fastcka.experiments.claims import Claim, Verdict
-from fastcka.experiments.heads import (
+from fastcka.experiments.runner.claims import Claim, Verdict
+from fastcka.experiments.runner.needs import Need, NotApplicable, Probe
+from fastcka.experiments.runner.probing import Accuracies
+from fastcka.experiments.runner.result import Result
+from fastcka.experiments.runner.subjects import CNN, TRANSFORMER, Subject, Subjects
+from fastcka.experiments.shared.accuracy import above_chance, at, curve, depths, of_gain
+from fastcka.experiments.shared.classifier import (
     CLASS_TOKEN,
     NO_TWINS,
     classifies_by,
     transformers,
     twins,
 )
-from fastcka.experiments.heads import MEAN as BY_MEAN
-from fastcka.experiments.needs import Need, NotApplicable, Probe
-from fastcka.experiments.probes import CLS, FIRST, MEAN, MEAN_OF_ALL, names_of, of_blocks
-from fastcka.experiments.probing import Accuracies
-from fastcka.experiments.rehearsed import grid, probed, sort_out, why_not
-from fastcka.experiments.result import Result
-from fastcka.experiments.subjects import CNN, TRANSFORMER, Subject, Subjects
+from fastcka.experiments.shared.classifier import MEAN as BY_MEAN
+from fastcka.experiments.shared.probes import CLS, FIRST, MEAN, MEAN_OF_ALL, names_of, of_blocks
+from fastcka.experiments.shared.rehearsed import grid, probed, sort_out, why_not
 from fastcka.report.lines import Line, line_plot
 from fastcka.report.maps import maps
 

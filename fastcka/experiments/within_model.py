@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastcka.experiments.claims import Claim, Verdict
-from fastcka.experiments.needs import Comparison, Need, Side
-from fastcka.experiments.result import Result
-from fastcka.experiments.subjects import CNN, TRANSFORMER, Subject, Subjects
+from fastcka.experiments.runner.claims import Claim, Verdict
+from fastcka.experiments.runner.needs import Comparison, Need, Side
+from fastcka.experiments.runner.result import Result
+from fastcka.experiments.runner.subjects import CNN, TRANSFORMER, Subject, Subjects
 from fastcka.report.heatmap import heatmap
 from fastcka.result import CKAResult
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fastcka import array_file
-from fastcka.experiments.claims import Verdict
+from fastcka.experiments.runner.claims import Verdict
 
 ARRAYS, FACTS = "result.safetensors", "result.json"
 KIND = "experiment"

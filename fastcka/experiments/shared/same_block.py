@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fastcka.experiments.needs import Comparison, Need, Side
-from fastcka.experiments.subjects import Subject, Subjects
+from fastcka.experiments.runner.needs import Comparison, Need, Side
+from fastcka.experiments.runner.subjects import Subject, Subjects
 from fastcka.result import CKAResult
 
 OTHER_BLOCKS = "it has other blocks than the network that it is a variant of"

@@ -11,9 +11,9 @@ from fastcka.analysis.few_shot import WORKSPACE, Draw, draw
 from fastcka.analysis.observer import Observer
 from fastcka.analysis.ridge import RidgePath
 from fastcka.data import ImageBatches
-from fastcka.experiments.needs import NotApplicable, Probe
-from fastcka.experiments.sample import Sample, view
-from fastcka.experiments.subjects import Subject
+from fastcka.experiments.runner.needs import NotApplicable, Probe
+from fastcka.experiments.runner.sample import Sample, view
+from fastcka.experiments.runner.subjects import Subject
 from fastcka.participant import Entered, Participant
 
 Key = tuple[str, str]  # what is observed, and the layer

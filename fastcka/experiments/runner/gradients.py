@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 
 from fastcka.analysis.receptive_field import ReceptiveFields, receptive_fields
-from fastcka.experiments.needs import Field
-from fastcka.experiments.sample import Sample
-from fastcka.experiments.subjects import Subject
+from fastcka.experiments.runner.needs import Field
+from fastcka.experiments.runner.sample import Sample
+from fastcka.experiments.runner.subjects import Subject
 
 AT_ONCE = 64  # images that run together, each once for a cotangent
 

@@ -4,8 +4,8 @@ Theirs is not said; the axes of figures 8, G.2, H.1 and H.2 are that long.
 """
 
 from fastcka.capture.presets import NORMS
-from fastcka.experiments.needs import Comparison, Side
-from fastcka.experiments.subjects import CNN, Subject
+from fastcka.experiments.runner.needs import Comparison, Side
+from fastcka.experiments.runner.subjects import CNN, Subject
 
 BRANCHES = (("attn", "mlp"), ("mlp_tokens", "mlp_channels"))
 

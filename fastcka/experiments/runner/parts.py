@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from fastcka.capture.modules import evaluating
-from fastcka.experiments.needs import Comparison, Field, Need, Probe
-from fastcka.experiments.probing import Shots
-from fastcka.experiments.sample import Sample
-from fastcka.experiments.subjects import Subject, Subjects
+from fastcka.experiments.runner.needs import Comparison, Field, Need, Probe
+from fastcka.experiments.runner.probing import Shots
+from fastcka.experiments.runner.sample import Sample
+from fastcka.experiments.runner.subjects import Subject, Subjects
 
 TIMED = 16  # images of a network that is timed
 BACKWARD = 3  # a forward and a backward pass, in forward passes
@@ -29,7 +29,7 @@ class Part:
 def parts(needs: Iterable[Need]) -> list[Part]:
     """One for all CKA and all that is seen beside it, one a network for fields, one for probes.
 
-    >>> from fastcka.experiments.needs import Side
+    >>> from fastcka.experiments.runner.needs import Side
     >>> [part.title for part in parts([Field("vit", ()), Comparison(Side("vit"), Side("cnn"))])]
     ['CKA and single images', 'receptive fields of vit']
     """

@@ -10,9 +10,9 @@ import torch
 from fastcka.analysis.localisation import PixelPatches
 from fastcka.checkpoint import Checkpoint
 from fastcka.distributed import Share
-from fastcka.experiments.needs import Comparison, Side, Watch
-from fastcka.experiments.sample import Sample, view
-from fastcka.experiments.subjects import Subjects
+from fastcka.experiments.runner.needs import Comparison, Side, Watch
+from fastcka.experiments.runner.sample import Sample, view
+from fastcka.experiments.runner.subjects import Subjects
 from fastcka.measurement import measure
 from fastcka.observations import Observations
 from fastcka.participant import Participant

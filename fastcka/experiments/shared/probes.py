@@ -6,9 +6,9 @@ from fastcka.analysis.observer import Taps
 from fastcka.analysis.patch_features import patch_features
 from fastcka.analysis.token_features import token_features
 from fastcka.capture.selection import layout_of
-from fastcka.experiments.needs import Probe
-from fastcka.experiments.rehearsed import probed, shapes
-from fastcka.experiments.subjects import Subject
+from fastcka.experiments.runner.needs import Probe
+from fastcka.experiments.runner.subjects import Subject
+from fastcka.experiments.shared.rehearsed import probed, shapes
 
 CLS, FIRST, MEAN, MEAN_OF_ALL = "cls", "first", "gap", "all"
 PATCHES = "patches"

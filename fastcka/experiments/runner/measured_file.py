@@ -11,9 +11,9 @@ import torch
 
 from fastcka import array_file
 from fastcka.analysis.receptive_field import ReceptiveFields
-from fastcka.experiments.needs import Comparison, Field, Need, Probe, in_words
-from fastcka.experiments.probing import Accuracies
-from fastcka.experiments.similarity import Means
+from fastcka.experiments.runner.needs import Comparison, Field, Need, Probe, in_words
+from fastcka.experiments.runner.probing import Accuracies
+from fastcka.experiments.runner.similarity import Means
 from fastcka.result import CKAResult
 
 Measured = CKAResult | Means | Accuracies | ReceptiveFields

@@ -1,6 +1,6 @@
 """What a network classifies by, class token or mean; and networks that differ in this alone."""
 
-from fastcka.experiments.subjects import TRANSFORMER, Subject, Subjects
+from fastcka.experiments.runner.subjects import TRANSFORMER, Subject, Subjects
 
 CLASS_TOKEN, MEAN = "class token", "mean"
 NO_TWINS = (

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fastcka.experiments.probing import Accuracies
+from fastcka.experiments.runner.probing import Accuracies
 
 
 def above_chance(accuracy: np.ndarray | float, classes: int) -> np.ndarray | float:

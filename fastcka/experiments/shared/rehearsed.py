@@ -10,8 +10,8 @@ from fastcka.analysis.observer import Observer, Taps
 from fastcka.analysis.token_grid import TokenGrid, token_grid
 from fastcka.capture import Tap
 from fastcka.capture.modules import evaluating
-from fastcka.experiments.needs import Probe
-from fastcka.experiments.subjects import Subject
+from fastcka.experiments.runner.needs import Probe
+from fastcka.experiments.runner.subjects import Subject
 
 T = TypeVar("T")
 Shapes = dict[str, tuple[int, ...]]

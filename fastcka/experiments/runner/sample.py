@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fastcka.data import ImageBatches
-from fastcka.experiments.subjects import Subject
+from fastcka.experiments.runner.subjects import Subject
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from torch import nn
 
 from fastcka.analysis.attention_distance import AttentionDistance
 from fastcka.analysis.observer import Observer, Values
-from fastcka.experiments.needs import Watch
-from fastcka.experiments.similarity import Means
-from fastcka.experiments.subjects import Subject
+from fastcka.experiments.runner.needs import Watch
+from fastcka.experiments.runner.similarity import Means
+from fastcka.experiments.runner.subjects import Subject
 
 WHAT = "attention distance"
 UNIFORM = "uniform/"  # before the name of an attention: what uniform attention gives there

@@ -7,9 +7,9 @@ from pathlib import Path
 from types import ModuleType
 
 from fastcka.array_file import replacing
-from fastcka.experiments.claims import Verdict
-from fastcka.experiments.study import DONE, FAILED, Outcome
-from fastcka.experiments.subjects import Variant
+from fastcka.experiments.runner.claims import Verdict
+from fastcka.experiments.runner.study import DONE, FAILED, Outcome
+from fastcka.experiments.runner.subjects import Variant
 from fastcka.report.figures import in_words, shown
 from fastcka.report.page import Figure, Section, page
 

@@ -1,7 +1,7 @@
 """The networks of a study that names none: those of the package, with the arms that are trained."""
 
 from fastcka import models
-from fastcka.experiments.subjects import (
+from fastcka.experiments.runner.subjects import (
     FINE_TUNED,
     LESS_DATA,
     NO_SKIP,

@@ -10,14 +10,14 @@ from types import ModuleType
 
 import torch
 
-from fastcka.experiments import gradients, measured_file, probing, similarity
-from fastcka.experiments.measured_file import Measured
-from fastcka.experiments.needs import Field, Need, NotApplicable, Probe
-from fastcka.experiments.parts import Part, involved, pace, parts, seconds
-from fastcka.experiments.probing import Shots
-from fastcka.experiments.result import Result
-from fastcka.experiments.sample import Sample
-from fastcka.experiments.subjects import Subjects
+from fastcka.experiments.runner import gradients, measured_file, probing, similarity
+from fastcka.experiments.runner.measured_file import Measured
+from fastcka.experiments.runner.needs import Field, Need, NotApplicable, Probe
+from fastcka.experiments.runner.parts import Part, involved, pace, parts, seconds
+from fastcka.experiments.runner.probing import Shots
+from fastcka.experiments.runner.result import Result
+from fastcka.experiments.runner.sample import Sample
+from fastcka.experiments.runner.subjects import Subjects
 from fastcka.provenance import provenance
 
 MEASURED = "measured"  # the folder of what is finished, and of the pass under way
@@ -231,7 +231,7 @@ class _Clock:
         self._study, self._todo = study, list(todo)
         self._paces: dict[str, float] = {}
         self._expected: dict[Part, float] = {}
-        self._ratio = 1.0  # of real to expected time, of the last part
+        self._took = self._foreseen = 0.0  # seconds of the parts that were measured
         self._started = 0.0
 
     def begin(self, part: Part) -> None:
@@ -244,14 +244,16 @@ class _Clock:
         counts = (len(images) * images.batch_size, max(1, len(images.classes)))
         for one in left:
             self._expected[one] = seconds(one, self._paces, study.sample, study.shots, *counts)
-        expected = sum(self._expected[one] for one in left) * self._ratio
+        ratio = self._took / self._foreseen if self._foreseen else 1.0
+        expected = sum(self._expected[one] for one in left) * ratio
         study.tell(
             f"part {place + 1} of {len(self._todo)}, {part.title}; about {_in_words(expected)} left"
         )
         self._started = time.perf_counter()
 
     def end(self, part: Part) -> None:
-        self._ratio = (time.perf_counter() - self._started) / max(self._expected[part], 1e-9)
+        self._took += time.perf_counter() - self._started
+        self._foreseen += self._expected[part]
 
 
 def _in_words(expected: float) -> str:
