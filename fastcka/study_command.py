@@ -33,6 +33,7 @@ from fastcka.experiments.runner.subjects import KINDS, Subject, Subjects, Varian
 from fastcka.launch import device
 from fastcka.output_folder import writing
 from fastcka.participant import autocast_dtype
+from fastcka.report.page import by_claim
 from fastcka.report.saving import save
 
 FOLDER = RESULTS / "study"
@@ -253,20 +254,19 @@ def _write(
 
 def _summary(asked: Mapping[str, ModuleType], outcomes: Mapping[str, Outcome]) -> str:
     """Each claim, and below it a line for the networks that it is about."""
-    lines, last = [], None
-    rows = _rows(asked, outcomes)
-    place = {row["claim"]: number for number, row in reversed(list(enumerate(rows)))}
-    for row in sorted(rows, key=lambda row: place[row["claim"]]):
-        if row["claim"] != last:
-            lines.append(f"{row['experiment']:4}{row['claim']}")
-        last = row["claim"]
-        error = "" if row["stderr"] is None else f" ± {row['stderr']:.2g}"
-        told = row["why"]
-        if row["measured"] is not None:
-            told = f"{row['measured']:.3g}{error}, claimed {row['sense']} {row['threshold']:.3g}"
-        doubt = ", within error" if row["within_error"] else ""
-        of = f"{row['of']}: " if row["of"] else ""
-        lines.append(f"      {row['verdict']}{doubt}: {of}{told}")
+    lines, rows = [], _rows(asked, outcomes)
+    for claim, about in by_claim(rows):
+        lines.append(f"{about[0]['experiment']:4}{claim}")
+        for row in about:
+            error = "" if row["stderr"] is None else f" ± {row['stderr']:.2g}"
+            told = row["why"]
+            if row["measured"] is not None:
+                told = (
+                    f"{row['measured']:.3g}{error}, claimed {row['sense']} {row['threshold']:.3g}"
+                )
+            doubt = ", within error" if row["within_error"] else ""
+            of = f"{row['of']}: " if row["of"] else ""
+            lines.append(f"      {row['verdict']}{doubt}: {of}{told}")
     count = Counter(row["verdict"] for row in rows)
     counted = ", ".join(f"{count[verdict]} {verdict}" for verdict in VERDICTS)
     return "\n".join([*lines, f"claims: {counted}"])

@@ -12,7 +12,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import quote
@@ -162,11 +161,21 @@ def _environment():
         "mark": lambda verdict: MARKS[verdict][0],
         "at_least": AT_LEAST.__getitem__,
         "link": quote,
-        "by_claim": lambda rows: [
-            (claim, list(group)) for claim, group in groupby(rows, lambda row: row["claim"])
-        ],
+        "by_claim": by_claim,
     }
     return environment
+
+
+def by_claim(rows: Sequence[Mapping]) -> list[tuple[str, list[Mapping]]]:
+    """Each claim with its rows, in the order in which claims come first.
+
+    >>> by_claim([{"claim": "a"}, {"claim": "b"}, {"claim": "a"}])
+    [('a', [{'claim': 'a'}, {'claim': 'a'}]), ('b', [{'claim': 'b'}])]
+    """
+    groups: dict[str, list[Mapping]] = {}
+    for row in rows:
+        groups.setdefault(row["claim"], []).append(row)
+    return list(groups.items())
 
 
 def number(value: float | None, digits: int = 3) -> str:
