@@ -335,6 +335,23 @@ def test_claims_on_planted_probes_are_what_was_planted(probed):
     assert abs(early.measured - gain(IN_MEAN[ALL_WEAK]) + cnn) < 0.12
 
 
+@pytest.mark.parametrize(("right", "verdict"), [(0.5, UNTESTED), (0.9, HOLDS)])
+def test_that_all_classify_by_chance_does_not_make_them_equal(right, verdict):
+    names = ("vit", "gap")
+    subjects = Subjects(
+        subject(name, model, depth=2) for name, model in zip(names, (VIT, GAP), strict=True)
+    )
+    keys = [f"{tokens}/{{}}/{name}" for tokens in ("tokens", "cls", "first", "gap", "all")
+            for name in names] + [f"{{}}/{name}/blocks.1" for name in names]  # fmt: skip
+    arrays = {key.format("accuracy"): np.full(2, right) for key in keys}
+    arrays |= {key.format("stderr"): np.full(2, 0.001) for key in keys}
+    rows = token_probes._verdicts(subjects, token_probes._Known(arrays, 2, {}, {}))
+    equal = (token_probes.INTERCHANGEABLE, token_probes.EQUAL_HEADS, token_probes.FIRST_IS_ENOUGH)
+    for row in (row for row in rows if row.claim in equal):
+        assert row.verdict == verdict
+        assert ("above chance" in row.why) == (verdict == UNTESTED)
+
+
 # Real networks, untrained.
 
 VIT, GAP, RESNET, MIXER = (

@@ -337,7 +337,7 @@ def _times(mean: Subject, one: Subject, known: _Known) -> Verdict:
     if why:
         return Verdict(MEAN_KNOWS, of, None, why=why)
     (high, error), (low, floor) = known.single(mean), known.single(one)
-    if high < 2 * error and low < 2 * floor:
+    if _by_chance((high, error), (low, floor)):
         return Verdict(MEAN_KNOWS, of, None, why="single tokens of neither classify above chance")
     low = max(low, floor)
     if low == 0:
@@ -347,10 +347,22 @@ def _times(mean: Subject, one: Subject, known: _Known) -> Verdict:
     return Verdict(MEAN_KNOWS, of, high / low, hypot(error / low, high * floor / low**2))
 
 
+def _by_chance(*found: tuple[float, float]) -> bool:
+    """Whether none of these, each with its error, is above chance: then they are alike anyway.
+
+    >>> _by_chance((0.1, 0.1), (-0.1, 0.1)), _by_chance((0.1, 0.1), (0.3, 0.1))
+    (True, False)
+    """
+    return all(value <= 2 * error for value, error in found)
+
+
 def _spread(one: Subject, known: _Known) -> Verdict:
     """From the worst to the best token, unless noise alone may make it more than is claimed."""
     why = why_not(known.alone, one.name)
     if why:
+        return Verdict(INTERCHANGEABLE, one.name, None, why=why)
+    if _by_chance(known.single(one)):
+        why = "its single tokens do not classify above chance"
         return Verdict(INTERCHANGEABLE, one.name, None, why=why)
     spread, error = known.spread(one)
     if INTERCHANGEABLE.threshold < spread < NOISE * error:
@@ -366,4 +378,6 @@ def _difference(claim, more, less, known: _Known, depth: float, sign: int) -> Ve
     if why:
         return Verdict(claim, of, None, why=why)
     (a, error_a), (b, error_b) = (known.together(*one, depth) for one in (more, less))
+    if not sign and _by_chance((a, error_a), (b, error_b)):
+        return Verdict(claim, of, None, why="neither classify above chance")
     return Verdict(claim, of, a - b if sign else abs(a - b), hypot(error_a, error_b))
