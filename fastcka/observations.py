@@ -56,6 +56,7 @@ class Observations:
                 merged[key] = self._joined(key, moments, len(value))
         if len(sizes) > 1:
             raise ValueError(f"observers saw different numbers of images: {sorted(sizes)}")
+        self._check_names(merged)
         self._moments |= merged
         self.count += sizes.pop() if sizes else 0
 
@@ -97,8 +98,19 @@ class Observations:
         for number, key in enumerate(map(tuple, plain["keys"])):
             moments = (tensors[f"mean.{number}"], tensors[f"squares.{number}"])
             merged[key] = self._joined(key, moments, plain["count"])
+        if plain["count"]:
+            self._check_names(merged)
         self._moments |= merged
         self.count += plain["count"]
+
+    def _check_names(self, found: Mapping) -> None:
+        """A mean is over all images: none may lack a value."""
+        if self.count and found.keys() != self._moments.keys():
+            _, observer, name = min(found.keys() ^ self._moments.keys())
+            raise ValueError(
+                f"observer {observer!r} saw {name!r} of some images only: it must give the same "
+                "values for every batch"
+            )
 
     def _joined(
         self, key: tuple[str, str, str], theirs: tuple[torch.Tensor, torch.Tensor], n: int

@@ -4,6 +4,7 @@ import argparse
 import csv
 import io
 import json
+import os
 import re
 import traceback
 from collections import Counter
@@ -47,6 +48,8 @@ def run(options: argparse.Namespace) -> int:
     """`fastcka study`, with its options as parsed; 1 where an experiment failed."""
     options.silent = False
     check_used(options)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("`fastcka study` runs in one process: start it without torchrun")
     asked = experiments(options.experiments)
     if options.threads is not None:
         import torch
@@ -65,6 +68,7 @@ def run(options: argparse.Namespace) -> int:
             progress=not options.quiet,
             tell=lambda line: None if options.quiet else tell(options, line),
         )
+        study.check_images()
         outcomes: dict[str, Outcome] = {}
         figures: dict[str, dict] = {}
 
@@ -169,6 +173,8 @@ def _keep(
     """Write the result and the figures of an experiment, or why there are none; the figures."""
     title = f"{', '.join(experiment.NUMBERS)}, {experiment.TITLE}"
     figures = {}
+    for left in [*folder.glob("result.*"), *folder.glob("*.pdf")]:  # of an earlier study
+        left.unlink()
     if outcome.status == DONE:
         try:
             outcome.result.save(folder)
@@ -176,12 +182,11 @@ def _keep(
             for name, figure in figures.items():
                 save(figure, folder / f"{file_name(name)}.pdf")
         except Exception as error:  # a figure that fails does not end the study
-            outcome.status, outcome.error = FAILED, error
+            outcome.status, outcome.trace = FAILED, traceback.format_exc()
             outcome.why = f"its figures: {type(error).__name__}: {error}"
     if outcome.status == FAILED:
         folder.mkdir(exist_ok=True)
-        told = "".join(traceback.format_exception(outcome.error))
-        (folder / ERROR).write_text(told)
+        (folder / ERROR).write_text(outcome.trace)
         tell(options, f"{title} failed: {outcome.why}; {folder / ERROR} has all of it")
     else:
         (folder / ERROR).unlink(missing_ok=True)

@@ -153,3 +153,11 @@ def test_observers_that_see_different_numbers_of_images_are_refused():
     seen = {("a", "x"): {"y": torch.ones(3)}, ("b", "x"): {"y": torch.ones(4)}}
     with pytest.raises(ValueError, match=r"different numbers of images: \[3, 4\]"):
         Observations({}).add(seen)
+
+
+def test_values_that_some_batches_lack_are_refused():
+    observations = Observations({})
+    observations.add({("a", "x"): {"y": torch.ones(3), "z": torch.ones(3)}})
+    with pytest.raises(ValueError, match="observer 'x' saw 'z' of some images only"):
+        observations.add({("a", "x"): {"y": torch.ones(3)}})
+    assert observations.count == 3

@@ -1,5 +1,6 @@
 """The runner of experiments: what is shared, what is isolated, what is resumed."""
 
+import shutil
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -165,7 +166,103 @@ def test_a_killed_study_is_asked_for_other_experiments(images, tmp_path, monkeyp
     calls = 10
     outcome = new_study(images, tmp_path).run({"a": experiment(WITHIN)})["a"]
     assert outcome.status == DONE, outcome.why
+    calls = 10
+    outcome = new_study(images, tmp_path).run({"a": experiment(WITHIN, ACROSS)})["a"]
+    assert outcome.status == DONE, outcome.why
+
+
+def interrupted(images, folder, monkeypatch, *needs):
+    """A study that was stopped in the middle of its pass."""
+    with monkeypatch.context() as patch:
+        call, calls = torch.nn.Module.__call__, []
+
+        def killed(self, *args, **options):
+            calls.append(type(self).__name__)
+            if calls.count("VisionTransformer") == 5:
+                raise KeyboardInterrupt
+            return call(self, *args, **options)
+
+        patch.setattr(torch.nn.Module, "__call__", killed)
+        with pytest.raises(KeyboardInterrupt):
+            new_study(images, folder).run({"a": experiment(*needs)})
+    (state,) = folder.glob("measured/*.state")
+    return state
+
+
+def test_an_interrupted_pass_goes_on_whatever_the_order_of_its_needs(
+    images, tmp_path, monkeypatch, passes
+):
+    interrupted(images, tmp_path, monkeypatch, WITHIN, ACROSS)
+    before = passes["ResNet"]
+    outcome = new_study(images, tmp_path).run({"a": experiment(ACROSS, WITHIN)})["a"]
+    assert outcome.status == DONE, outcome.why
+    assert passes["ResNet"] == before + 18 + 16  # one batch was left
     assert not list(tmp_path.glob("measured/*.state"))
+
+
+def test_a_damaged_state_is_told_and_the_pass_begins_anew(images, tmp_path, monkeypatch):
+    state = interrupted(images, tmp_path, monkeypatch, WITHIN)
+    state.write_bytes(state.read_bytes()[:-9])
+    lines = []
+    study = new_study(images, tmp_path, tell=lines.append)
+    assert study.run({"a": experiment(WITHIN)})["a"].status == DONE
+    assert any("damaged" in line and "begins anew" in line for line in lines)
+
+
+def test_a_network_that_cannot_run_fails_what_needs_it_alone(study):
+    def broken(self, x):
+        raise RuntimeError("no such operation")
+
+    module = study.subjects[CNN].network.module
+    module.forward = broken.__get__(module)
+    outcomes = study.run({"vit": experiment(WITHIN), "both": experiment(WITHIN, ACROSS)})
+    assert outcomes["vit"].status == DONE
+    assert outcomes["both"].status == FAILED
+    assert "no such operation" in outcomes["both"].trace
+
+
+def test_classes_of_two_folders_are_the_same_by_name(images, tmp_path):
+    fewer = tmp_path / "fewer"
+    shutil.copytree(images, fewer)
+    first = min(path for path in fewer.iterdir() if path.is_dir())
+    shutil.rmtree(first)  # all numbers of classes are one less
+    apart = replace(new_study(images, tmp_path).sample, root=str(fewer), probe_root=images)
+    study = replace(new_study(images, tmp_path / "a"), sample=apart, shots=Shots(4, 2, 2))
+    found = study.run({"a": experiment(PROBE)})["a"].result
+    assert found.arrays["0"] > 0.8  # of a network that is always right
+
+
+def test_images_of_probes_and_preprocessing_are_part_of_what_is_measured(images, tmp_path, passes):
+    probed = tmp_path / "probed"
+    shutil.copytree(images, probed)
+    study = new_study(images, tmp_path / "out")
+    study = replace(study, sample=replace(study.sample, probe_root=str(probed)))
+    asked = {"a": experiment(PROBE, WITHIN)}
+    study.run(asked)
+    vit, cnn = passes["VisionTransformer"], passes["ResNet"]
+    next(probed.glob("*/*.png")).unlink()
+    replace(study).run(asked)
+    assert passes["VisionTransformer"] == vit  # CKA does not depend on them
+    assert passes["ResNet"] > cnn
+    cnn = passes["ResNet"]
+    config = {**study.subjects[VIT].network.data_config, "mean": (0.4, 0.4, 0.4)}
+    network = replace(study.subjects[VIT].network, data_config=config)
+    subjects = Subjects([Subject(VIT, network), study.subjects[CNN]])
+    replace(study, subjects=subjects).run(asked)
+    assert passes["VisionTransformer"] > vit
+    assert passes["ResNet"] == cnn
+
+
+def test_broken_images_are_left_out_of_probes(images, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(images, broken)
+    for path in sorted(broken.glob("*/*.png"))[::5]:
+        path.write_bytes(b"no image")
+    study = new_study(images, tmp_path / "out")
+    sample = replace(study.sample, root=str(broken), on_broken="skip")
+    outcome = replace(study, sample=sample, shots=Shots(4, 2, 2)).run({"a": experiment(PROBE)})["a"]
+    assert outcome.status == DONE, outcome.why
+    assert outcome.result.arrays["0"] > 0.8
 
 
 def test_one_that_fails_leaves_the_others_their_results(study):
@@ -278,7 +375,16 @@ def test_a_result_survives_the_disk(tmp_path):
     ],
 )
 def test_a_number_decides_a_claim(measured, sense, verdict):
-    assert Verdict(Claim("E1", "", sense, 0.5), "", measured).verdict == verdict
+    assert Verdict(Claim("E1", "", sense, 0.5), "", measured, why="a test").verdict == verdict
+
+
+@pytest.mark.parametrize("measured", [None, float("nan"), float("inf"), -float("inf")])
+def test_without_a_number_a_claim_is_not_tested_and_it_must_be_said_why(measured):
+    claim = Claim("E1", "", ">", 0.5)
+    row = Verdict(claim, "vit", measured, float("inf"), why="no field").as_row()
+    assert (row["verdict"], row["measured"], row["stderr"]) == ("not tested", None, None)
+    with pytest.raises(ValueError, match="`why` must say why E1 was not tested on 'vit'"):
+        Verdict(claim, "vit", measured)
 
 
 @pytest.mark.parametrize(

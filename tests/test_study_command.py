@@ -155,6 +155,12 @@ def test_bad_input_gets_one_sentence(arguments, told, tmp_path, capsys):
     assert "Traceback" not in line
 
 
+def test_several_processes_are_refused(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert study() == 1
+    assert "start it without torchrun" in capsys.readouterr().err
+
+
 def test_two_studies_in_one_folder_keep_out_of_each_others_way(images, tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from fastcka.output_folder import writing\n"

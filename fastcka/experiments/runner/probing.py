@@ -46,12 +46,18 @@ class Shots:
 
 @dataclass(frozen=True)
 class _Chosen:
-    """Which images are for what: draws by their place in the pool, which is all of them."""
+    """Which images are for what: the numbers of those in the pool, and draws by place in it.
+
+    Attributes:
+        meaning: from the label of a test image to that of the pool; -1 where there is none.
+    """
 
     pool: ImageBatches
+    numbers: torch.Tensor
     labels: torch.Tensor
     draws: list[Draw]
     tests: ImageBatches
+    meaning: torch.Tensor
     classes: int
 
 
@@ -80,6 +86,7 @@ def run(
     probes = _fitted(features(chosen.pool, f"fitting probes: {subject.name}"), chosen)
     right, tests = dict.fromkeys(probes, 0), 0
     for _, labels, values in features(chosen.tests, f"testing probes: {subject.name}"):
+        labels = chosen.meaning[labels]
         tests += len(labels)
         for key, x in values.items():
             found = torch.stack([one.accuracy(x, labels) for one in probes[key]])
@@ -117,11 +124,12 @@ def _choose(subject: Subject, sample: Sample, shots: Shots) -> _Chosen:
     except ValueError as error:
         raise NotApplicable(f"{source.root}: {error}") from error
     draws = [Draw(*(known[part] for part in one)) for one in draws]
+    meaning = _meaning(everything.classes, source.classes, everything.labels)
     used = torch.cat([part for one in draws for part in one]).unique()
     place = torch.full((len(labels),), -1)
     place[used] = torch.arange(len(used))
-    rest = torch.ones(len(everything.labels), dtype=torch.bool)
-    rest[torch.tensor(everything.labels) < 0] = False
+    there = torch.tensor(everything.labels)
+    rest = (there >= 0) & (meaning[there] >= 0)
     if not apart:
         rest[used] = False
     if not rest.any():
@@ -130,11 +138,27 @@ def _choose(subject: Subject, sample: Sample, shots: Shots) -> _Chosen:
     pool = (sample.probes if apart else sample.batches)([subject], None, only=used.tolist())
     return _Chosen(
         pool,
+        used,
         labels[used],
         [Draw(*(place[part] for part in one)) for one in draws],
         sample.batches([subject], sample.tests, only=only),
+        meaning,
         classes,
     )
+
+
+def _meaning(here: Sequence[str], there: Sequence[str], labels: Sequence[int]) -> torch.Tensor:
+    """From each class of one set of images to that of another: by name, or where a set has no names
+    by number; the last entry, of unknown ones, is -1.
+
+    >>> _meaning(["cat", "dog"], ["ant", "cat"], [0, 1])
+    tensor([ 1, -1, -1])
+    """
+    if here and there:
+        known = [list(there).index(name) if name in there else -1 for name in here]
+    else:
+        known = list(range(max(labels) + 1))
+    return torch.tensor([*known, -1])
 
 
 def _fitted(
@@ -147,13 +171,23 @@ def _fitted(
         files.append(index)
         for key, x in values.items():
             parts.setdefault(key, []).append(x)
-    order = torch.cat(files).argsort()  # the pool is sorted by file
+    came, order = torch.cat(files).sort()
+    place = torch.searchsorted(chosen.numbers, came)  # in the pool, of which some may be broken
+    row = torch.full((len(chosen.numbers),), -1)
+    row[place] = torch.arange(len(came))
+    draws = [Draw(*(_without_missing(row[part]) for part in one)) for one in chosen.draws]
     probes = {}
     for key in list(parts):
         x = torch.cat(parts.pop(key), -2)
         x = x.index_select(-2, order.to(x.device))
-        probes[key] = [_Probes(x, chosen.labels, one, chosen.classes) for one in chosen.draws]
+        probes[key] = [_Probes(x, chosen.labels[place], one, chosen.classes) for one in draws]
     return probes
+
+
+def _without_missing(rows: torch.Tensor) -> torch.Tensor:
+    if not (rows >= 0).any():
+        raise NotApplicable("none of the images that probes need can be read")
+    return rows[rows >= 0]
 
 
 class _Probes:

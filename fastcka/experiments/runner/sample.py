@@ -6,6 +6,15 @@ from dataclasses import dataclass
 from fastcka.data import ImageBatches
 from fastcka.experiments.runner.subjects import Subject
 
+# By the kind of a need, how its images are chosen.
+OF_KIND = {
+    "Comparison": ("count", "n"),
+    "Watch": ("count", "n"),
+    "Probe": ("probe_split", "tests"),
+    "Field": ("fields",),
+    None: ("root", "probe_root", "probe_split", "count", "n", "fields", "tests"),
+}
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -60,9 +69,14 @@ class Sample:
             only=only,
         )
 
-    def identity(self) -> dict:
-        """What the numbers depend on."""
-        return {name: value for name, value in vars(self).items() if name != "workers"}
+    def identity(self, kind: str | None = None) -> dict:
+        """What the numbers depend on; of one kind of needs, what these do.
+
+        >>> Sample("images").identity("Field")
+        {'split': None, 'fields': 32, 'batch_size': 256, 'seed': 0, 'on_broken': 'stop'}
+        """
+        names = ["split", *OF_KIND[kind], "batch_size", "seed", "on_broken"]
+        return {name: getattr(self, name) for name in names}
 
 
 def transforms(subjects: Iterable[Subject]) -> dict[str, Callable]:

@@ -2,14 +2,17 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
 import torch
 
+from fastcka.data import ImageBatches
 from fastcka.experiments.runner import gradients, measured_file, probing, similarity
 from fastcka.experiments.runner.measured_file import Measured
 from fastcka.experiments.runner.needs import Field, Need, NotApplicable, Probe
@@ -33,13 +36,13 @@ class Outcome:
         status: "done", "not applicable" or "failed".
         result: of one that is done.
         why: of the others.
-        error: of one that failed.
+        trace: of one that failed, where.
     """
 
     status: str
     result: Result | None = None
     why: str = ""
-    error: Exception | None = None
+    trace: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,13 @@ class Study:
     autocast: torch.dtype | None = None
     progress: bool = True
     tell: Callable[[str], None] = lambda line: None
+
+    def check_images(self) -> None:
+        """Find the images, before anything runs.
+
+        Raises: as `fastcka.data.ImageBatches`.
+        """
+        _ = self._digest, self._probed
 
     def run(
         self,
@@ -95,18 +105,34 @@ class Study:
                 planned[name] = module.plan(configs[name], self.subjects)
             except Exception as error:
                 end(name, _unfinished(error))
-        measured: dict[Need, Measured] = {}
-        todo = parts(need for needs in planned.values() for need in needs)
-        clock = _Clock(self, todo)
-        for part in todo:
-            failures = self._measure(part, planned, measured, clock)
+        measured = self._kept(need for needs in planned.values() for need in needs)
+
+        def settle(failures: Mapping[Need, Outcome]) -> None:
             for name in list(planned):
                 failed = next((need for need in planned[name] if need in failures), None)
                 if failed is not None:
-                    end(name, _unfinished(failures[failed]))
+                    end(name, failures[failed])
                 elif all(need in measured for need in planned[name]):
                     end(name, self._finish(experiments[name], configs[name], measured))
+
+        settle({})
+        todo = parts(n for needs in planned.values() for n in needs if n not in measured)
+        clock = _Clock(self, todo)
+        for part in todo:
+            settle(self._measure(part, planned, measured, clock))
         return {name: outcomes[name] for name in experiments}
+
+    def _kept(self, needs: Iterable[Need]) -> dict[Need, Measured]:
+        """What is on disk already."""
+        found = {}
+        for need in dict.fromkeys(needs):
+            try:
+                found[need] = measured_file.read(self._path(need), need)
+            except FileNotFoundError:
+                continue
+            except ValueError as error:
+                self.tell(f"{error}; it is measured again")
+        return found
 
     def _measure(
         self,
@@ -114,39 +140,40 @@ class Study:
         planned: Mapping[str, Sequence[Need]],
         measured: dict[Need, Measured],
         clock: "_Clock",
-    ) -> dict[Need, Exception]:
-        """Measure what is not on disk; what could not be, with the reason."""
-        missing = []
-        for need in part.needs:
-            try:
-                measured[need] = measured_file.read(self._path(need), need)
-            except FileNotFoundError:
-                missing.append(need)
-            except ValueError as error:
-                self.tell(f"{error}; it is measured again")
-                missing.append(need)
-        wanted = [need for need in missing if any(need in needs for needs in planned.values())]
+    ) -> dict[Need, Outcome]:
+        """Measure a part; what could not be, with what becomes of the experiments that need it."""
+        wanted = [need for need in part.needs if any(need in needs for needs in planned.values())]
         if not wanted:
             return {}
         clock.begin(part)
-        try:
-            self._keep(self._passes(part.title, wanted), measured)
+        failed = self._attempt(part.title, wanted, measured)
+        if failed is None:
             clock.end(part)
             return {}
-        except Exception as error:
-            shares = {name: [n for n in wanted if n in needs] for name, needs in planned.items()}
-            shares = {name: share for name, share in shares.items() if share}
-            if len(shares) < 2:
-                return dict.fromkeys(wanted, error)
-            self.tell(f"{part.title}: {error}; each experiment is tried alone")
+        shares = {name: [n for n in wanted if n in needs] for name, needs in planned.items()}
+        shares = {name: share for name, share in shares.items() if share}
+        if len(shares) < 2:
+            return dict.fromkeys(wanted, failed)
+        self.tell(f"{part.title}: {failed.why}; each experiment is tried alone")
         failures = {}
         for name, share in shares.items():
             left = [need for need in share if need not in measured]
-            try:
-                self._keep(self._passes(f"{part.title}, for {name}", left), measured)
-            except Exception as error:
-                failures |= dict.fromkeys(left, error)
-        return {need: error for need, error in failures.items() if need not in measured}
+            failed = self._attempt(f"{part.title}, for {name}", left, measured)
+            failures |= dict.fromkeys(left if failed else (), failed)
+        return {need: failed for need, failed in failures.items() if need not in measured}
+
+    def _attempt(
+        self, title: str, needs: Sequence[Need], measured: dict[Need, Measured]
+    ) -> Outcome | None:
+        """Measure and keep; None, or why it could not be."""
+        try:
+            found = self._passes(title, needs)
+        except Exception as error:
+            return _unfinished(error)
+        for need, value in found.items():
+            measured_file.write(self._path(need), value)
+            measured[need] = value
+        return None
 
     def _passes(self, title: str, needs: Sequence[Need]) -> dict[Need, Measured]:
         if not needs:
@@ -159,21 +186,26 @@ class Study:
             subject = self.subjects[needs[0].subject]
             where |= {"progress": self.progress}
             return probing.run(needs, subject, self.sample, self.shots, **where)
+        return self._similarity(title, sorted(needs, key=self._path), **where)
+
+    def _similarity(self, title: str, needs: Sequence[Need], **where) -> dict[Need, Measured]:
+        """In one pass, which goes on from where it was interrupted."""
         # Another choice of needs is another pass, which cannot go on from there.
-        names = "".join(sorted(self._path(need).name for need in needs))
+        names = "".join(self._path(need).name for need in needs)
         place = self.folder / MEASURED
         state = place / f"{hashlib.sha256(names.encode()).hexdigest()[:24]}.state"
         place.mkdir(parents=True, exist_ok=True)
         where |= {"progress": self.progress and title, "state": state}
-        found = similarity.run(needs, self.subjects, self.sample, **where)
-        for left in place.glob("*.state"):
-            left.unlink()
+        try:
+            found = similarity.run(needs, self.subjects, self.sample, **where)
+        except ValueError as error:
+            if str(state) not in str(error):
+                raise
+            self.tell(f"{error}; the pass begins anew")
+            state.unlink()
+            found = similarity.run(needs, self.subjects, self.sample, **where)
+        state.unlink(missing_ok=True)
         return found
-
-    def _keep(self, found: Mapping[Need, Measured], measured: dict[Need, Measured]) -> None:
-        for need, value in found.items():
-            measured_file.write(self._path(need), value)
-            measured[need] = value
 
     def _finish(
         self, module: ModuleType, config: object, measured: Mapping[Need, Measured]
@@ -204,24 +236,49 @@ class Study:
         }
 
     @cached_property
-    def _images(self):
+    def _images(self) -> ImageBatches:
         return self.sample.batches(list(self.subjects.values())[:1], None)
 
     @cached_property
-    def _facts(self) -> dict:
-        """What all measurements depend on."""
-        return {
-            "schema": SCHEMA,
-            "sample": self.sample.identity(),
-            "images": self._images.provenance()["sha256"],
-            "shots": asdict(self.shots),
-            "autocast": str(self.autocast),
-            "device": torch.device(self.device or "cpu").type,
-        }
+    def _probed(self) -> str | None:
+        """A digest of the images that probes are fitted to, where they are others."""
+        if self.sample.probe_root is None:
+            return None
+        first = list(self.subjects.values())[:1]
+        return self.sample.probes(first, None).provenance()["sha256"]
+
+    @cached_property
+    def _digest(self) -> str:
+        return self._images.provenance()["sha256"]
 
     def _path(self, need: Need) -> Path:
-        weights = {name: self.subjects[name].network.provenance for name in involved([need])}
-        return measured_file.path_of(self.folder / MEASURED, need, self._facts | weights)
+        """The file of a measurement, by all that it depends on."""
+        if need not in self._paths:
+            facts = {
+                "schema": SCHEMA,
+                "fastcka": version("fastcka"),
+                "images": self._digest,
+                "sample": self.sample.identity(type(need).__name__),
+                "autocast": str(self.autocast),
+                "networks": {name: self._identity(name) for name in involved([need])},
+            }
+            if isinstance(need, Probe):
+                facts |= {"shots": asdict(self.shots), "probed": self._probed}
+            self._paths[need] = measured_file.path_of(self.folder / MEASURED, need, facts)
+        return self._paths[need]
+
+    @cached_property
+    def _paths(self) -> dict[Need, Path]:
+        return {}
+
+    def _identity(self, name: str) -> dict:
+        network = self.subjects[name].network
+        known = dict(network.provenance)
+        if known["sha256"] is None:  # drawn by the initialisation of these
+            known |= {"torch": version("torch"), "timm": version("timm")}
+        device = self.device or next(network.module.parameters()).device
+        preprocessing = {key: str(value) for key, value in network.data_config.items()}
+        return known | {"preprocessing": preprocessing, "device": torch.device(device).type}
 
 
 class _Clock:
@@ -236,7 +293,16 @@ class _Clock:
 
     def begin(self, part: Part) -> None:
         study, place = self._study, self._todo.index(part)
-        left = self._todo[place:]
+        title = f"part {place + 1} of {len(self._todo)}, {part.title}"
+        self._started = time.perf_counter()
+        try:
+            study.tell(f"{title}; about {_in_words(self._left(self._todo[place:]))} left")
+        except Exception:  # a network that cannot run is told where it is measured
+            study.tell(title)
+        self._started = time.perf_counter()
+
+    def _left(self, left: Sequence[Part]) -> float:
+        study = self._study
         for name in involved(need for one in left for need in one.needs):
             if name not in self._paces:
                 self._paces |= pace(study.subjects, [name], study.device)
@@ -245,15 +311,11 @@ class _Clock:
         for one in left:
             self._expected[one] = seconds(one, self._paces, study.sample, study.shots, *counts)
         ratio = self._took / self._foreseen if self._foreseen else 1.0
-        expected = sum(self._expected[one] for one in left) * ratio
-        study.tell(
-            f"part {place + 1} of {len(self._todo)}, {part.title}; about {_in_words(expected)} left"
-        )
-        self._started = time.perf_counter()
+        return sum(self._expected[one] for one in left) * ratio
 
     def end(self, part: Part) -> None:
         self._took += time.perf_counter() - self._started
-        self._foreseen += self._expected[part]
+        self._foreseen += self._expected.get(part, 0.0)
 
 
 def _in_words(expected: float) -> str:
@@ -267,4 +329,6 @@ def _in_words(expected: float) -> str:
 def _unfinished(error: Exception) -> Outcome:
     if isinstance(error, NotApplicable):
         return Outcome(LEFT_OUT, why=str(error))
-    return Outcome(FAILED, why=f"{type(error).__name__}: {error}", error=error)
+    # As text: an error holds on to all that was on the device when it came.
+    trace = "".join(traceback.format_exception(error))
+    return Outcome(FAILED, why=f"{type(error).__name__}: {error}", trace=trace)
