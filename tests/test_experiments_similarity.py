@@ -19,9 +19,10 @@ from fastcka.experiments import (
     fine_tuning,
     mixers,
     skip_removed,
+    within_model,
 )
 from fastcka.experiments.registry import experiments
-from fastcka.experiments.runner.claims import FAILS, HOLDS, UNTESTED, VERDICTS, Verdict
+from fastcka.experiments.runner.claims import FAILS, HOLDS, UNTESTED, Verdict
 from fastcka.experiments.runner.needs import NotApplicable
 from fastcka.experiments.runner.result import Result
 from fastcka.experiments.runner.sample import Sample
@@ -412,6 +413,43 @@ def test_a_mixer_of_two_groups_is_told_by_how_large_the_first_is(place, vit, cnn
     assert verdict(rows, mixers.LIKE_A_TRANSFORMER).measured == pytest.approx(0.3)
 
 
+def test_between_low_and_high_blocks_and_between_stages_there_are_errors(vit, cnn):
+    blocks = len(cnn.blocks)
+    stage = np.arange(blocks) // 2
+
+    def planted(need):
+        if need.a.subject == "vit":
+            return result_of(np.full((DEPTH, DEPTH), 0.9))
+        return result_of(np.where(stage[:, None] == stage, 0.8, 0.3))
+
+    rows, _ = finished(within_model, [vit, cnn], planted)
+    uniform = verdict(rows, within_model.TRANSFORMERS_ARE_UNIFORM)
+    assert (uniform.measured, uniform.stderr) == (pytest.approx(0.6), pytest.approx(0.02))
+    parts = verdict(rows, within_model.STAGES_PART)
+    assert (parts.measured, parts.stderr) == (pytest.approx(0.5), pytest.approx(0.02))
+
+
+def test_why_layers_within_a_network_cannot_be_judged(cnn):
+    short = subject("short", VIT, depth=2)
+    blocks = len(cnn.blocks)
+
+    def planted(need):
+        sides = 2 if need.a.subject == "short" else blocks
+        return result_of(np.full((sides, sides), np.nan if sides == blocks else 0.9))
+
+    rows, _ = finished(within_model, [short, cnn], planted)
+    assert verdict(rows, within_model.TRANSFORMERS_ARE_UNIFORM).why == within_model.NO_ENDS
+    assert verdict(rows, within_model.STAGES_PART).why == "a block has no CKA"
+
+
+def test_groups_that_are_alike_nowhere_are_not_judged(mixer):
+    def planted(need):
+        return result_of(np.full((13, 13), -0.1))
+
+    rows, _ = finished(mixers, [mixer], planted)
+    assert verdict(rows, mixers.TWO_GROUPS).why == "CKA within the groups is not above 0"
+
+
 # Whole studies of untrained networks
 
 
@@ -472,7 +510,6 @@ def test_every_claim_has_a_verdict_and_every_number_is_one(outcomes, name):
     assert {row.claim for row in outcome.result.verdicts} == set(module.CLAIMS)
     assert {claim.experiment for claim in module.CLAIMS} == set(module.NUMBERS)
     for row in rows:
-        assert row["verdict"] in VERDICTS
         assert (row["verdict"] == UNTESTED) == (row["measured"] is None) == bool(row["why"])
         assert row["of"]
         assert Verdict.from_row(row).as_row() == row

@@ -233,7 +233,7 @@ class _Last:
         within = summed[f"{name}/{last.name}"]["interior"]
         if not within["tokens"]:
             return cls(_too_small(name, last, layers, summed))
-        if math.isnan(within["peaks"]):
+        if math.isnan(within["peaks"]) or math.isnan(within["contrast"]):
             return cls(f"a token of {name}, or a patch, is the same in all images")
         stderr = arrays[f"stderr/{name}/{last.name}"]
         inside = _inside(last.rows, last.columns)

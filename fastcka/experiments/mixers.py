@@ -81,7 +81,10 @@ def finish(config: Config, subjects: Subjects, measured: Mapping[Need, CKAResult
         split = splits[mixer.name] = best_split(cka)
         why = "" if split else "it has fewer than four layers, or they have no CKA"
         across, share = (across_to_within(cka, split), split / len(cka)) if split else (None, None)
-        verdicts.append(Verdict(TWO_GROUPS, mixer.name, across, why=why))
+        none = (
+            why if across is None or np.isfinite(across) else "CKA within the groups is not above 0"
+        )
+        verdicts.append(Verdict(TWO_GROUPS, mixer.name, across, why=none))
         verdicts.append(Verdict(THE_FIRST_IS_SMALL, mixer.name, share, why=why))
         for a in transformers:
             for b in cnns:

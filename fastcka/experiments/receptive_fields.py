@@ -70,6 +70,8 @@ ATTENTION_LOOKS_AWAY = Claim(
     0.0,
 )
 CLAIMS = (GROWS, LARGER, CENTRE_LARGEST, ATTENTION_LOOKS_AWAY)
+NO_FIELD = "there are too few layers, or one of them depends on no pixel"
+NO_OTHERS = "one of its layers depends on no pixel, or on none outside the patch in the middle"
 CELLS = 8  # patches a side where no network says
 SHOWN = 5  # layers whose fields are drawn
 AFTER, BEFORE = "after", "before"
@@ -188,6 +190,8 @@ def _verdicts(
                 names = [one.name for one in group]
                 why = why_not(left_out, *names)
                 numbers = (None,) if why else judge(*(fields[name] for name in names))
+                if not why and not np.isfinite(numbers[0]):
+                    why = NO_OTHERS if claim == CENTRE_LARGEST else NO_FIELD
                 yield Verdict(claim, ", ".join(names), *numbers, why=why)
 
 
@@ -213,12 +217,14 @@ def _least_closer(one: _Fields) -> tuple[float, float]:
 
 def _least(values: np.ndarray) -> tuple[float, float]:
     """The least mean over images of rows [rows, images], with its standard error."""
+    if not len(values):
+        return np.nan, np.nan
     row = int(np.argmin(values.mean(1)))
     return float(values[row].mean()), float(_error(values)[row])
 
 
 def centre_to_others(cells: np.ndarray) -> np.ndarray:
-    """How many times as much the middle patch holds as the largest other one.
+    """How many times as much the middle patch holds as the largest other; NaN where none has any.
 
     >>> centre_to_others(np.array([[[0.1, 0.1, 0.1], [0.2, 0.4, 0.0], [0.1, 0.0, 0.0]]]))
     array([2.])
@@ -226,7 +232,8 @@ def centre_to_others(cells: np.ndarray) -> np.ndarray:
     others = cells.copy()
     middle = (..., cells.shape[-2] // 2, cells.shape[-1] // 2)
     others[middle] = -np.inf
-    return cells[middle] / others.max((-2, -1))
+    most = others.max((-2, -1))
+    return cells[middle] / np.where(most > 0, most, np.nan)
 
 
 def _low(found: _Fields) -> np.ndarray:

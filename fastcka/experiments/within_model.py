@@ -35,6 +35,7 @@ STAGES_PART = Claim(
     ">",
     0.0,
 )
+NO_ENDS = "one of them has fewer than three blocks, or one without a CKA"
 CLAIMS = (TRANSFORMERS_ARE_UNIFORM, STAGES_PART)
 
 
@@ -48,32 +49,39 @@ def plan(config: Config, subjects: Subjects) -> list[Need]:
 
 
 def finish(config: Config, subjects: Subjects, measured: Mapping[Need, CKAResult]) -> Result:
-    arrays, layers, ends = {}, {}, {}
+    arrays, layers, ends, errors = {}, {}, {}, {}
     for one in _shown(subjects):
         result = measured[_all_layers(one)]
         arrays[f"cka/{one.name}"], arrays[f"stderr/{one.name}"] = result.cka, result.stderr
         layers[one.name] = list(result.layers_a)
-        ends[one.name] = low_to_high(measured[_blocks(one)].cka)
+        blocks = measured[_blocks(one)]
+        ends[one.name] = low_to_high(blocks.cka)
+        errors[one.name] = low_to_high(blocks.stderr)
     verdicts = []
     transformers, cnns = subjects.own(TRANSFORMER), subjects.own(CNN)
     for transformer in transformers:
         for cnn in cnns:
-            verdicts.append(
-                Verdict(
-                    TRANSFORMERS_ARE_UNIFORM,
-                    f"{transformer.name}, {cnn.name}",
-                    ends[transformer.name] - ends[cnn.name],
-                )
-            )
+            names = transformer.name, cnn.name
+            more = ends[transformer.name] - ends[cnn.name]
+            # All are of the same images: errors of means are no more than means of errors.
+            stderr = sum(errors[name] for name in names)
+            why = "" if np.isfinite(more) else NO_ENDS
+            verdicts.append(Verdict(TRANSFORMERS_ARE_UNIFORM, ", ".join(names), more, stderr, why))
     if not verdicts:
         verdicts.append(
             Verdict(TRANSFORMERS_ARE_UNIFORM, "", None, why="needs a transformer and a CNN")
         )
     for cnn in cnns:
         stages = [block.rpartition(".")[0] for block in cnn.blocks]
-        drop = stage_drop(measured[_blocks(cnn)].cka, stages)
-        why = "" if np.isfinite(drop) else "its blocks are in one list, or one a stage"
-        verdicts.append(Verdict(STAGES_PART, cnn.name, drop, why=why))
+        blocks = measured[_blocks(cnn)]
+        drop, stderr = stage_drop(blocks.cka, stages), None
+        if np.isfinite(drop):
+            stderr = sum(_in_stages(blocks.stderr, stages))
+            why = ""
+        else:
+            few = len(set(stages)) in (1, len(stages))
+            why = "its blocks are in one list, or one a stage" if few else "a block has no CKA"
+        verdicts.append(Verdict(STAGES_PART, cnn.name, drop, stderr, why))
     if not cnns:
         verdicts.append(Verdict(STAGES_PART, "", None, why="needs a CNN"))
     facts = {"layers": layers, "low_to_high": ends}
@@ -105,13 +113,19 @@ def stage_drop(cka: np.ndarray, stages: Sequence[str]) -> float:
     >>> round(stage_drop(cka, ["low", "low", "high"]), 9)
     0.6
     """
+    within, next_to = _in_stages(cka, stages)
+    return within - next_to
+
+
+def _in_stages(values: np.ndarray, stages: Sequence[str]) -> tuple[float, float]:
+    """Means over pairs of blocks of one stage, and of neighbouring ones; NaN without such pairs."""
     order = list(dict.fromkeys(stages))
     number = np.array([order.index(stage) for stage in stages])
     apart = np.abs(number[:, None] - number)
-    within = (apart == 0) & ~np.eye(len(cka), dtype=bool)
+    within = (apart == 0) & ~np.eye(len(values), dtype=bool)
     if not within.any() or not (apart == 1).any():
-        return np.nan
-    return float(cka[within].mean() - cka[apart == 1].mean())
+        return np.nan, np.nan
+    return float(values[within].mean()), float(values[apart == 1].mean())
 
 
 def _shown(subjects: Subjects) -> list[Subject]:

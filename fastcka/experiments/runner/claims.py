@@ -35,9 +35,9 @@ class Verdict:
     Attributes:
         claim: the claim.
         of: the networks, in words.
-        measured: the number; None or NaN where it could not be measured.
+        measured: the number; None, NaN or infinite where it could not be measured.
         stderr: its standard error, where there is one.
-        why: why it was not tested.
+        why: why it was not tested; needed where there is no number.
 
     >>> claim = Claim("E1", "the top is like the bottom", ">", 0.5)
     >>> Verdict(claim, "vit", 0.7).verdict, Verdict(claim, "", None, why="no ViT").verdict
@@ -50,9 +50,16 @@ class Verdict:
     stderr: float | None = None
     why: str = ""
 
+    def __post_init__(self):
+        if self.verdict == UNTESTED and not self.why:
+            raise ValueError(
+                f"`why` must say why {self.claim.experiment} was not tested on {self.of!r}: "
+                f"`measured` is {self.measured}"
+            )
+
     @property
     def verdict(self) -> str:
-        if self.measured is None or math.isnan(self.measured):
+        if not _is_number(self.measured):
             return UNTESTED
         more = self.measured >= self.claim.threshold
         less = self.measured <= self.claim.threshold
@@ -72,7 +79,7 @@ class Verdict:
         """For tables and JSON."""
 
         def number(value: float | None) -> float | None:
-            return None if value is None or math.isnan(value) else float(value)
+            return float(value) if _is_number(value) else None
 
         claim = self.claim
         return {
@@ -93,3 +100,7 @@ class Verdict:
         """What `as_row` was made of."""
         claim = Claim(row["experiment"], row["claim"], row["sense"], row["threshold"])
         return cls(claim, row["of"], row["measured"], row["stderr"], row["why"])
+
+
+def _is_number(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
