@@ -30,7 +30,7 @@ from fastcka.experiments.runner.study import DONE, LEFT_OUT, Study
 from fastcka.experiments.runner.subjects import Subject, Subjects, Variant
 from fastcka.experiments.shared.coarse_layers import coarse, layers_alike
 from fastcka.experiments.shared.depth import by_tenths, low_less_high, rank_correlation, shares
-from fastcka.experiments.shared.same_block import blocks_alike
+from fastcka.experiments.shared.same_block import OTHER_BLOCKS, blocks_alike
 from fastcka.experiments.shared.two_groups import across_to_within, best_split, sides
 from fastcka.models.small import BlockWithoutSkip
 from fastcka.report.saving import save
@@ -346,6 +346,18 @@ def test_a_block_that_is_not_there_cannot_lack_skip_connections(vit):
         skip_removed.plan(skip_removed.Config(), Subjects([vit, without]))
 
 
+def test_a_network_of_another_depth_without_skip_connections_is_left_out_with_the_reason(vit):
+    name, variant = "fastcka_vit_mini_noskip1", Variant("no-skip", "vit", 1)
+    like, other = (subject(f"{depth}", name, variant, depth=depth) for depth in (DEPTH, DEPTH + 1))
+    layers = coarse(like)
+    planted = result_of(np.eye(len(layers)) + 0.1, layers, layers)
+    rows, result = finished(skip_removed, [vit, like, other], lambda need: planted)
+    assert list(result.facts["cuts"]) == [like.name]
+    assert {row.why for row in rows.values() if row.of == other.name} == {OTHER_BLOCKS}
+    with pytest.raises(NotApplicable, match="it has other blocks than"):
+        skip_removed.plan(skip_removed.Config(), Subjects([vit, other]))
+
+
 def curves(by_name):
     def planted(need):
         curve = np.array(by_name[need.b.subject])
@@ -366,6 +378,7 @@ def test_curves_that_fall_with_depth_and_rise_with_the_share_hold(vit):
     assert [row.verdict for row in rows.values()] == [HOLDS] * 4
     assert result.facts["shares"] == {"vit": {"10 %": 10, "30 %": 30}}
     assert rows[data_share.RISES, "vit"].measured == pytest.approx(0.55 / 3)
+    assert rows[data_share.RISES, "vit"].stderr == pytest.approx(0.02)
     assert rows[data_share.A_TENTH_IS_ENOUGH, "10 %"].measured == pytest.approx(0.9)
     three = curves({"10 %": [0.2] * 3, "30 %": [0.5] * 3, "60 %": [0.4] * 3})
     rows, _ = finished(data_share, [*networks, less(60)], three)

@@ -9,6 +9,7 @@ the images, and the training of a network for each share: `fastcka train NAME --
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -85,7 +86,8 @@ def finish(config: Config, subjects: Subjects, measured: Mapping[Need, CKAResult
             drop = low_less_high(cka)
             why = "" if np.isfinite(drop) else "it has fewer than three blocks with a CKA"
             verdicts.append(Verdict(FALLS, one.name, drop, low_and_high_stderr(stderr), why))
-        verdicts.append(_rises(base, [(v, arrays[f"cka/{n}"]) for n, v in shares[base].items()]))
+        curves = [(v, *(arrays[f"{k}/{n}"] for k in KEPT)) for n, v in shares[base].items()]
+        verdicts.append(_rises(base, curves))
         tenths = [name for name, share in shares[base].items() if share == TENTH]
         for name in tenths:
             third = slice(max(1, len(arrays[f"cka/{name}"]) // 3))
@@ -122,15 +124,18 @@ def plot(result: Result) -> dict:
     return figures
 
 
-def _rises(base: str, curves: list[tuple[float, np.ndarray]]) -> Verdict:
+def _rises(base: str, curves: list[tuple[float, np.ndarray, np.ndarray]]) -> Verdict:
     means = {}
-    for share, cka in curves:
-        means.setdefault(share, []).append(cka.mean())
-    rising = [np.mean(means[share]) for share in sorted(means)]
+    for share, cka, stderr in curves:
+        means.setdefault(share, []).append((cka.mean(), stderr.mean()))
+    rising = [np.mean(means[share], axis=0) for share in sorted(means)]
     if len(rising) < 2:
         return Verdict(RISES, base, None, why="needs networks trained on two shares of the images")
-    least = float(np.diff(rising).min())
-    return Verdict(RISES, base, least, why="" if np.isfinite(least) else "a block has no CKA")
+    steps = [(b - a, error_a + error_b) for (a, error_a), (b, error_b) in pairwise(rising)]
+    # All are of the same images: errors of means are no more than means of errors.
+    least, stderr = (float(value) for value in steps[np.argmin([step for step, _ in steps])])
+    why = "" if np.isfinite(least) else "a block has no CKA"
+    return Verdict(RISES, base, least, stderr, why)
 
 
 def _line(result: Result, name: str, reference: bool = False) -> Line:

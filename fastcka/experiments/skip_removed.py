@@ -17,6 +17,7 @@ from fastcka.experiments.runner.needs import Need, NotApplicable
 from fastcka.experiments.runner.result import Result
 from fastcka.experiments.runner.subjects import NO_SKIP, Subject, Subjects
 from fastcka.experiments.shared.coarse_layers import BRANCHES, layers_alike
+from fastcka.experiments.shared.same_block import OTHER_BLOCKS, variants
 from fastcka.experiments.shared.two_groups import across_to_within, sides
 from fastcka.models import small
 from fastcka.report.heatmap import heatmap
@@ -60,10 +61,12 @@ class Config:
 
 
 def plan(config: Config, subjects: Subjects) -> list[Need]:
-    variants = subjects.variants(NO_SKIP)
-    if not variants:
+    asked = subjects.variants(NO_SKIP)
+    if not asked:
         raise NotApplicable("needs a transformer trained without the skip connections of a block")
-    for one in variants:
+    if not _pairs(subjects):
+        raise NotApplicable(OTHER_BLOCKS)
+    for one in variants(subjects, NO_SKIP):
         if one.variant.value not in range(len(one.blocks)):
             raise ValueError(
                 f"{one.name!r} is said to lack the skip connections of block "
@@ -92,6 +95,9 @@ def finish(config: Config, subjects: Subjects, measured: Mapping[Need, CKAResult
             why = "" if np.isfinite(share) else "there is no CKA to compare it with"
             verdicts.append(Verdict(claim, one.name, share, why=why))
         verdicts.append(_worse(intact, one))
+    compared = variants(subjects, NO_SKIP)
+    for one in (one for one in subjects.variants(NO_SKIP) if one not in compared):
+        verdicts += [Verdict(claim, one.name, None, why=OTHER_BLOCKS) for claim in CLAIMS]
     return Result(arrays, facts, tuple(verdicts))
 
 
@@ -140,4 +146,4 @@ def _block(one: Subject) -> str:
 
 
 def _pairs(subjects: Subjects) -> list[tuple[Subject, Subject]]:
-    return [(subjects[one.variant.of], one) for one in subjects.variants(NO_SKIP)]
+    return [(subjects[one.variant.of], one) for one in variants(subjects, NO_SKIP)]
