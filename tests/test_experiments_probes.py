@@ -13,7 +13,7 @@ from torch import nn
 from fastcka import data, models
 from fastcka.experiments import depth_probes, localisation, token_probes
 from fastcka.experiments.registry import experiments
-from fastcka.experiments.runner.claims import FAILS, HOLDS, UNTESTED, VERDICTS
+from fastcka.experiments.runner.claims import FAILS, HOLDS, UNTESTED
 from fastcka.experiments.runner.needs import NotApplicable
 from fastcka.experiments.runner.probing import Shots
 from fastcka.experiments.runner.result import Result
@@ -21,6 +21,7 @@ from fastcka.experiments.runner.sample import Sample
 from fastcka.experiments.runner.study import DONE, LEFT_OUT, Study
 from fastcka.experiments.runner.subjects import Subject, Subjects, Variant
 from fastcka.experiments.shared.accuracy import above_chance
+from fastcka.experiments.shared.classifier import twins
 from fastcka.maths.localisation import mixed
 from fastcka.maths.ridge import accuracy_at, separation_of_the_mean
 from fastcka.report.saving import save
@@ -41,7 +42,7 @@ class Block(nn.Module):
         super().__init__()
         self.way = way
         # Of convolutions, so that maps have their channels first.
-        self.unused = nn.ModuleList(nn.Linear(1, 1) if heads else nn.Conv2d(1, 1, 1) for _ in "ab")
+        self.unused = nn.ModuleList(nn.Linear(1, 1) if heads else nn.Conv2d(1, 1, 3) for _ in "ab")
         if heads:
             self.attn = Attention()
 
@@ -389,7 +390,6 @@ def whole(images, tmp_path_factory):
 def all_claims_are_answered(module, result):
     assert {row.claim for row in result.verdicts} == set(module.CLAIMS)
     for row in result.verdicts:
-        assert row.verdict in VERDICTS
         assert (row.verdict == UNTESTED) == bool(row.why), row
 
 
@@ -455,6 +455,26 @@ def test_a_network_that_cannot_be_used_is_left_out_and_its_pairs_say_so(images, 
         localisation.plan(localisation.Config(), Subjects([gap]))
     with pytest.raises(NotApplicable, match=gone):
         token_probes.plan(token_probes.Config(), Subjects([gap]))
+
+
+@pytest.mark.parametrize(
+    ("options", "count"), [({}, 1), ({"img_size": 32}, 0), ({"patch_size": 4}, 0)]
+)
+def test_twins_have_equal_images_patches_and_blocks(options, count):
+    one, other = subject("one", VIT, depth=2), subject("other", GAP, depth=2, **options)
+    assert len(twins(Subjects([one, other]))) == count
+
+
+def test_a_network_that_fails_is_left_out_with_its_error():
+    vit, gone = subject("vit", VIT, depth=2), subject("gone", GAP, depth=2)
+
+    def broken(module, args):
+        raise RuntimeError("the tables do not fit")
+
+    gone.network.module.blocks[0].register_forward_pre_hook(broken)
+    found, reasons = depth_probes._probes(Subjects([vit, gone]))
+    assert list(found) == ["vit"]
+    assert reasons == {"gone": "RuntimeError: the tables do not fit"}
 
 
 def test_images_without_labels_leave_the_probes_out_alone(images, tmp_path):

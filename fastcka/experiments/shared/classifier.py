@@ -29,16 +29,20 @@ def transformers(subjects: Subjects, by: str) -> list[Subject]:
 
 
 def twins(subjects: Subjects) -> list[tuple[Subject, Subject]]:
-    """Transformers with equal blocks: one that classifies by its class token, one by the mean."""
+    """Transformers of equal images, patches and blocks: by the class token, and by the mean."""
     return [
         (one, other)
         for one in transformers(subjects, CLASS_TOKEN)
         for other in transformers(subjects, MEAN)
-        if _blocks(one) == _blocks(other)
+        if _built(one) == _built(other)
     ]
 
 
-def _blocks(one: Subject) -> list[list[tuple[int, ...]]]:
-    return [
+def _built(one: Subject) -> tuple:
+    """What twins have in common: images, patches and blocks."""
+    patches = getattr(one.modules.get("patch_embed.proj"), "weight", None)
+    blocks = [
         [tuple(weight.shape) for weight in one.modules[block].parameters()] for block in one.blocks
     ]
+    sides = tuple(one.network.data_config["input_size"])
+    return sides, None if patches is None else tuple(patches.shape), blocks

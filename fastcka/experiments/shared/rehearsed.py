@@ -98,6 +98,11 @@ def _watched(one: Subject, observer: Observer) -> Shapes:
     module = one.network.module
     device = next(module.parameters()).device
     blank = torch.zeros(IMAGES, *one.network.data_config["input_size"], device=device)
-    with evaluating(module), observer.watching(module, IMAGES) as values:
-        module(blank)
+    try:
+        with evaluating(module), observer.watching(module, IMAGES) as values:
+            module(blank)
+    except ValueError:
+        raise
+    except Exception as error:  # of the network itself, which is left out
+        raise ValueError(f"{type(error).__name__}: {error}") from error
     return {name: tuple(value.shape) for name, value in values.items()}
