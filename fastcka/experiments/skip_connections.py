@@ -53,8 +53,8 @@ PATCHES_ARE_CHANGED = Claim(
 )
 ABOVE_CNN = Claim(
     "E8",
-    "the median over all additions of the norm of skip connections over that of their branches, of "
-    "the transformer as a multiple of that of the CNN, is",
+    "the median over all additions of the norm of the patches' skip connections over that of their "
+    "branches, of the transformer as a multiple of that of the CNN, is",
     ">",
     1.0,
 )

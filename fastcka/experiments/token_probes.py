@@ -55,35 +55,35 @@ MEAN_KNOWS = Claim(
 INTERCHANGEABLE = Claim(
     "E13",
     "where a transformer averages its tokens, those of the last layer classify equally well: from "
-    "the worst to the best it is",
+    "the worst to the best, of what there is to gain above chance, it is",
     "<",
     0.02,
 )
 EQUAL_HEADS = Claim(
     "E14",
     "at the end, the class token of a transformer and the mean of its twin's tokens classify "
-    "equally well, but for",
+    "equally well, of what there is to gain above chance, but for",
     "<",
     0.05,
 )
 CLASS_TOKEN_BEST = Claim(
     "E14",
     "at the end, the class token of a transformer classifies better than the mean of its other "
-    "tokens, by",
+    "tokens, of what there is to gain above chance, by",
     ">",
     0.0,
 )
 FIRST_IS_ENOUGH = Claim(
     "E14",
     "at the end, the first token of a transformer that averages them classifies as well as their "
-    "mean, but for",
+    "mean, of what there is to gain above chance, but for",
     "<",
     0.02,
 )
 FIRST_IS_LATE = Claim(
     "E14",
     "at a depth of 0.3, the first token of a transformer that averages them classifies worse than "
-    "their mean, by",
+    "their mean, of what there is to gain above chance, by",
     ">",
     0.1,
 )
