@@ -21,11 +21,19 @@ from fastcka.experiments import (
 )
 from fastcka.experiments.attention_distance import LESS_NEAR, OF_DEPTH
 from fastcka.experiments.registry import experiments
-from fastcka.experiments.runner.claims import FAILS, HOLDS, UNTESTED, VERDICTS
+from fastcka.experiments.runner.claims import FAILS, HOLDS, UNTESTED
 from fastcka.experiments.runner.result import Result
 from fastcka.experiments.runner.sample import Sample
 from fastcka.experiments.runner.study import DONE, LEFT_OUT, Study
-from fastcka.experiments.runner.subjects import CNN, MIXER, TRANSFORMER, Subject, Subjects, Variant
+from fastcka.experiments.runner.subjects import (
+    CNN,
+    MIXER,
+    OTHER,
+    TRANSFORMER,
+    Subject,
+    Subjects,
+    Variant,
+)
 from fastcka.models import Network, small
 from fastcka.report.saving import save
 
@@ -153,13 +161,14 @@ def patches(side=PATCH):
 
 
 class Convolving(nn.Module):
-    """A block of a ResNet whose skip connection is cut: a mean over 3 x 3 pixels, or nothing."""
+    """A block of a ResNet without its skip connection: a mean over 3 x 3 pixels, or 1 x 1."""
 
     def __init__(self, size):
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 3, size, padding=size // 2, groups=3, bias=False)
+        self.conv1 = nn.Conv2d(3, 3, 3, padding=1, groups=3, bias=False)
         self.conv2 = nn.Conv2d(3, 3, 1, groups=3, bias=False)
-        self.conv1.weight.data.fill_(1 / size**2)
+        seen = slice(None) if size == 3 else slice(1, 2)
+        self.conv1.weight.data.zero_()[..., seen, seen] = 1 / size**2
         self.conv2.weight.data.fill_(1)
         self.downsample = None
 
@@ -277,7 +286,7 @@ def test_few_blocks_and_single_heads_are_told():
     told = attention_distance._by_depth("vit", seen)
     assert len(told) == 4
     assert {v.verdict for v in told} == {UNTESTED}
-    assert told[0].why.startswith("it has 3 blocks with attention")
+    assert told[0].why.startswith("it has 3 attention layers")
     single = attention_distance.Distances((), np.ones((4, 1)), np.zeros((4, 1)), np.ones(4))
     assert attention_distance._by_depth("vit", single)[0].why.endswith("a single head")
 
@@ -312,10 +321,11 @@ def test_windows_of_heads_have_the_cka_of_their_distances(noise, tmp_path):
 
 
 def test_a_correlation_of_ranks_at_the_threshold_holds():
-    told = local_heads._verdict("", np.arange(4.0), np.array([3.0, 4.0, 2.0, 1.0]))
+    told = local_heads._verdict("", np.arange(5.0), np.array([4.0, 5.0, 2.0, 3.0, 1.0]), 8)
     assert (told.measured, told.verdict) == (-0.8, HOLDS)
-    assert local_heads._verdict("", np.arange(2.0), np.arange(2.0)).verdict == UNTESTED
-    assert local_heads._verdict("", np.arange(4.0), np.ones(4)).verdict == UNTESTED
+    few = local_heads._verdict("", np.arange(4.0), np.arange(4.0), 4)
+    assert (few.verdict, few.why) == (UNTESTED, "4 heads make 4 groups, fewer than 5")
+    assert local_heads._verdict("", np.arange(5.0), np.ones(5), 8).verdict == UNTESTED
 
 
 # --- E6, E7: receptive fields
@@ -371,6 +381,26 @@ def test_what_attention_leaves_to_the_middle_patch(noise, tmp_path):
     larger = verdict(result, receptive_fields.LARGER)
     assert larger.of == "vit, cnn"
     assert larger.measured > 0
+
+
+def test_a_layer_that_depends_on_no_pixel_leaves_claims_untested_with_the_reason(noise, tmp_path):
+    module = Pixels(3, size=3)
+    module.layer1[1].conv2.weight.data.zero_()
+    cnn = subject("cnn", module, SIDE)
+    result = result_of(run([cnn], noise, tmp_path, ["receptive_fields"]), "receptive_fields")
+    grows = verdict(result, receptive_fields.GROWS)
+    assert (grows.verdict, grows.why) == (UNTESTED, receptive_fields.NO_FIELD)
+    assert np.isnan(receptive_fields._least(np.empty((0, 2)))[0])
+    assert np.isnan(receptive_fields.centre_to_others(np.ones((1, 1, 1))))
+    assert np.isnan(receptive_fields.centre_to_others(np.eye(9)[4].reshape(1, 3, 3)))
+
+
+@pytest.mark.parametrize(("sides", "patch"), [((32, 48), 4), ((24, 28), 2), ((64, 64), 8)])
+def test_patches_of_a_cnn_divide_both_sides_of_the_image(sides, patch):
+    one = subject("cnn", Pixels(2, size=3), SIDE)
+    one.network.data_config["input_size"] = (3, *sides)
+    subjects = Subjects([one])
+    assert receptive_fields._patch(one, subjects) == patch
 
 
 # --- E8, E9: skip connections
@@ -461,7 +491,6 @@ def test_every_claim_has_a_row_and_figures_are_made_of_what_was_saved(outcomes, 
     result = result_of(outcomes[0], name)
     assert {v.claim for v in result.verdicts} == set(EVERY[name].CLAIMS)
     for row in (v.as_row() for v in result.verdicts):
-        assert row["verdict"] in VERDICTS
         assert (row["verdict"] == UNTESTED) == bool(row["why"]), row
     assert {v.claim.experiment for v in result.verdicts} == set(EVERY[name].NUMBERS)
     loaded = Result.load(result.save(tmp_path))
@@ -520,6 +549,26 @@ def test_they_stand_in_the_order_of_the_paper():
 
 
 # --- which families they apply to
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "family"),
+    [
+        ("vit_tiny_patch16_224", {"depth": 2}, TRANSFORMER),
+        ("mixer_s32_224", {}, MIXER),
+        ("resmlp_12_224", {}, MIXER),
+        ("gmlp_s16_224", {}, MIXER),
+        ("poolformer_s12", {}, OTHER),
+        ("resnet10t", {}, CNN),
+        ("convnext_atto", {"depths": (1, 1, 1, 1)}, CNN),
+        ("mobilenetv3_small_050", {}, CNN),
+    ],
+)
+def test_families_are_told_by_what_blocks_hold(name, options, family):
+    with torch.device("meta"):
+        module = timm.create_model(name, **options)
+    assert Subject(name, Network(name, module, {}, {})).family == family
+
 
 RUNS = ""
 NO_ATTENTION = "needs a transformer"

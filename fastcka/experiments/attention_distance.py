@@ -36,36 +36,37 @@ FINDING = (
 )
 SPREAD = Claim(
     "E3",
-    "in each of the two lowest blocks, the farthest head looks farther than the nearest, as a "
-    "share of the distance of uniform attention by",
+    "in each of the two lowest attention layers, the farthest head looks farther than the nearest, "
+    "as a share of the distance of uniform attention by",
     ">",
     0.43,
 )
 NEAR = Claim(
     "E3",
-    "in each of the two lowest blocks, the distance of the nearest head, as a share of that of "
-    "uniform attention, is",
+    "in each of the two lowest attention layers, the distance of the nearest head, as a share of "
+    "that of uniform attention, is",
     "<",
     0.43,
 )
 FAR = Claim(
     "E3",
-    "in each of the two highest blocks, the distance of the nearest head, as a share of that of "
-    "uniform attention, is",
+    "in each of the two highest attention layers, the distance of the nearest head, as a share of "
+    "that of uniform attention, is",
     ">",
     0.69,
 )
 ABOVE = Claim(
     "E3",
-    "of the nearer half of the heads, sorted by distance, each of the highest block looks farther "
-    "than its like in the lowest, as a share of the distance of uniform attention at least by",
+    "of the nearer half of the heads, sorted by distance, each of the highest attention layer "
+    "looks farther than its like in the lowest, as a share of the distance of uniform attention at "
+    "least by",
     ">",
     0.0,
 )
 LESS_NEAR = Claim(
     "E4",
-    "trained on fewer images, the nearest head of the two lowest blocks looks farther, as a share "
-    "of the distance of uniform attention by",
+    "trained on fewer images, the nearest head of the two lowest attention layers looks farther, "
+    "as a share of the distance of uniform attention by",
     ">",
     0.0,
 )
@@ -173,12 +174,12 @@ def nearest(shares: np.ndarray, stderr: np.ndarray) -> tuple[float, float]:
 def _by_depth(name: str, seen: Distances) -> list[Verdict]:
     heads = [sorted_heads(*row) for row in zip(seen.shares, seen.share_stderr, strict=True)]
     if len(heads) < 2 * BLOCKS:
-        why = f"it has {len(heads)} blocks with attention, too few for two low and two high ones"
+        why = f"it has {len(heads)} attention layers, too few for two low and two high ones"
         return [Verdict(claim, name, None, why=why) for claim in OF_DEPTH]
     low, high = heads[:BLOCKS], heads[-BLOCKS:]
     spreads = [(d[-1] - d[0], e[-1] + e[0]) for d, e in low]
     several = all(len(d) > 1 for d, _ in low)
-    why = "" if several else "its lowest blocks have a single head"
+    why = "" if several else "its lowest attention layers have a single head"
     spread = min(spreads) if several else (None, None)
     near = max((d[0], e[0]) for d, e in low)
     far = min((d[0], e[0]) for d, e in high)

@@ -41,7 +41,7 @@ FALLS = Claim(
 )
 CLAIMS = (FALLS,)
 NEEDS_BOTH = "needs a transformer and a CNN"
-FEWEST = 3  # groups of heads whose order says anything
+FEWEST = 5  # groups of heads whose order says anything
 DIGITS = 9  # of a correlation of ranks, so that one of -0.8 is not more for rounding
 
 
@@ -104,7 +104,7 @@ def finish(config: Config, subjects: Subjects, measured: Mapping[Need, object]) 
         facts["k"][one.name], facts["heads"][one.name] = k, count
         for layer, column in zip(result.layers_b, cka.T, strict=True):
             of = f"{pair} {layer}, {len(grouped)} groups of {k} of {count} heads"
-            verdicts.append(_verdict(of, grouped, column))
+            verdicts.append(_verdict(of, grouped, column, count))
     return Result(arrays, facts, tuple(verdicts))
 
 
@@ -131,9 +131,10 @@ def plot(result: Result) -> dict:
     return figures
 
 
-def _verdict(of: str, distance: np.ndarray, cka: np.ndarray) -> Verdict:
+def _verdict(of: str, distance: np.ndarray, cka: np.ndarray, heads: int) -> Verdict:
     if len(distance) < FEWEST:
-        return Verdict(FALLS, of, None, why=f"fewer than {FEWEST} groups of heads")
+        why = f"{heads} heads make {len(distance)} groups, fewer than {FEWEST}"
+        return Verdict(FALLS, of, None, why=why)
     correlation = round(rank_correlation(distance, cka), DIGITS)
     why = "" if np.isfinite(correlation) else "all heads have the same distance, or none has a CKA"
     return Verdict(FALLS, of, correlation, why=why)

@@ -14,6 +14,7 @@ told otherwise, from each layer of each network.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import gcd
 
 import numpy as np
 from torch import nn
@@ -281,12 +282,13 @@ def _check(one: Subject) -> None:
 
 def _patch(one: Subject, subjects: Subjects) -> int:
     """The side of its patches; of a CNN, as large in the image as the first transformer's."""
-    side = min(one.network.data_config["input_size"][1:])
+    height, width = one.network.data_config["input_size"][1:]
+    side, both = min(height, width), gcd(height, width)
     own = _own_patch(one)
     others = (_cells(other) for other in subjects.own(TRANSFORMER))
     cells = next((count for count in others if count), CELLS)
     wanted = own or side / cells
-    divisors = [size for size in range(1, side + 1) if side % size == 0]
+    divisors = [size for size in range(1, both + 1) if both % size == 0]
     return min(divisors, key=lambda size: (abs(size - wanted), size))
 
 

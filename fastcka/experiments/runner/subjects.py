@@ -11,6 +11,9 @@ from fastcka.capture.presets import PRESETS
 from fastcka.models import Network
 
 TRANSFORMER, MIXER, CNN = "transformer", "mixer", "CNN"
+OTHER = "other"  # of which no claim is made
+# In a block: the MLP of tokens, that of ResMLP, and the gate of gMLP.
+OF_TOKENS = ("mlp_tokens", "linear_tokens", "mlp_channels.gate")
 # In what a variant differs from the network that it is one of.
 LESS_DATA = "less-data"  # trained on so many per cent of the images
 NO_SKIP = "no-skip"  # trained without the skip connections of this block
@@ -91,7 +94,7 @@ class Subject:
 
     @cached_property
     def family(self) -> str:
-        """By what its blocks hold: attention heads, token MLPs, or neither."""
+        """By what its blocks hold: attention heads, token MLPs, convolutions, or none of these."""
         within = [
             module
             for name, module in self.modules.items()
@@ -101,9 +104,11 @@ class Subject:
         heads = (getattr(module, "num_heads", getattr(module, "heads", None)) for module in within)
         if any(isinstance(count, int) for count in heads):
             return TRANSFORMER
-        if any(f"{block}.mlp_tokens" in self.modules for block in self.blocks):
+        if any(f"{block}.{part}" in self.modules for block in self.blocks for part in OF_TOKENS):
             return MIXER
-        return CNN
+        # One of a single pixel is a linear map of its channels.
+        wide = (isinstance(one, nn.Conv2d) and max(one.kernel_size) > 1 for one in within)
+        return CNN if any(wide) else OTHER
 
     @cached_property
     def has_class_token(self) -> bool:
