@@ -74,8 +74,7 @@ def run(subjects, images, folder, names=tuple(EVERY), **options):
 
 def result_of(outcomes, name):
     outcome = outcomes[name]
-    if outcome.error is not None:
-        raise outcome.error
+    assert not outcome.trace, outcome.trace
     assert outcome.status == DONE, outcome.why
     return outcome.result
 

@@ -274,7 +274,7 @@ class Study:
     def _identity(self, name: str) -> dict:
         network = self.subjects[name].network
         known = dict(network.provenance)
-        if known["sha256"] is None:  # drawn by the initialisation of these
+        if known.get("sha256") is None:  # drawn by the initialisation of these
             known |= {"torch": version("torch"), "timm": version("timm")}
         device = self.device or next(network.module.parameters()).device
         preprocessing = {key: str(value) for key, value in network.data_config.items()}
