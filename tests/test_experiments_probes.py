@@ -545,6 +545,7 @@ FAMILIES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_measured_or_it_is_said_why_not(family, images, tmp_path):
     name, options, size, expected = FAMILIES[family]

@@ -679,6 +679,7 @@ KINDS = {"MLP-Mixer": MIXER} | dict.fromkeys(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_runs_or_is_left_out_with_a_reason(family, images, tmp_path):
     name, options, side, told = FAMILIES[family]

@@ -425,6 +425,7 @@ def create(name, options):
     return timm.create_model(name, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options", "after", "before"), FAMILIES)
 def test_families(name, options, after, before):
     model = create(name, options)

@@ -254,6 +254,7 @@ def create(name, options):
     return timm.create_model(name, **options).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options", "first", "low", "last", "high"), FAMILIES)
 def test_families(name, options, first, low, last, high):
     model = create(name, options)
