@@ -56,7 +56,12 @@ def run(options: argparse.Namespace) -> int:
 
         torch.set_num_threads(options.threads)
     folder = Path(options.output or FOLDER)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"cannot make the folder {folder}: {error.strerror}; give another --output"
+        ) from error
     with writing(folder / LOCK, folder), own_warnings(options):
         subjects = _subjects(options)
         study = Study(
@@ -274,4 +279,5 @@ def _summary(asked: Mapping[str, ModuleType], outcomes: Mapping[str, Outcome]) -
             lines.append(f"      {row['verdict']}{doubt}: {of}{told}")
     count = Counter(row["verdict"] for row in rows)
     counted = ", ".join(f"{count[verdict]} {verdict}" for verdict in VERDICTS)
-    return "\n".join([*lines, f"claims: {counted}"])
+    near = sum(row["within_error"] for row in rows)
+    return "\n".join([*lines, f"claims: {counted}; {near} of these within 2 standard errors"])

@@ -394,6 +394,7 @@ def test_without_a_number_a_claim_is_not_tested_and_it_must_be_said_why(measured
         (lambda: Variant("smaller", "vit"), "`kind` must be one of less-data, no-skip"),
         (lambda: Variant("less-data", "vit"), "needs a value: per cent of the images"),
         (lambda: Variant("other-seed", "vit", 3), "has no value, but 3 came"),
+        (lambda: Variant("less-data", "vit", 150), "less than 100 %, but is 150"),
     ],
 )
 def test_what_is_neither_claim_nor_variant_is_refused(make, told):
@@ -405,5 +406,7 @@ def test_networks_of_one_name_and_variants_of_none_are_refused():
     network = models.load(VIT)
     with pytest.raises(ValueError, match="two networks are called 'vit'"):
         Subjects([Subject("vit", network), Subject("vit", network)])
+    with pytest.raises(ValueError, match="'vit' cannot be a variant of itself"):
+        Subjects([Subject("vit", network, Variant("other-seed", "vit"))])
     with pytest.raises(ValueError, match="'vit' is a variant of 'cnn', which is not in the study"):
         Subjects([Subject("vit", network, Variant("other-seed", "cnn"))])

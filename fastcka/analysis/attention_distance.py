@@ -27,8 +27,9 @@ class AttentionDistance:
             to none of these is left out.
         piece: as in `AttentionCapture`.
 
-    After a pass `notices` says which attention was left out and why, and `uniform` what uniform
-    attention over all the image gives for each module; of it `values[name]` is a fraction.
+    After a pass `notices` says which attention was left out and why, and `uniform` what is measured
+    of uniform attention, to all patches of the image and to class and register tokens, for each
+    module; of it `values[name]` is a fraction.
 
     Values: by module, [n, heads] float64 on the network's device, in pixels, from 0 to the
     diagonal of the image. Weights in float32 (float64 of float64), summed in float64.
@@ -72,7 +73,10 @@ class AttentionDistance:
             places = places_of(attention)
             seen[attention.name] = mean_distance(attention, places, self.renormalize)
             if attention.name not in self.uniform:
-                self.uniform[attention.name] = _uniform_of(places)
+                uniform = _uniform_of(places)
+                if not self.renormalize:  # it too gives some to the class token and registers
+                    uniform *= _placed_share(places)
+                self.uniform[attention.name] = uniform
 
         capture = AttentionCapture(model, self.layers, self.piece)
         with capture.watching(n, put):
@@ -159,6 +163,13 @@ def _uniform_of(places: Places) -> float:
         some = some[~some[:, 0].isnan()]
         lines += [some[:, 0].unique(), some[:, 1].unique()]
     return _uniform(*lines)
+
+
+def _placed_share(places: Places) -> float:
+    """Of the keys of all the image, the share that are patches; windows hold nothing else of it."""
+    if len(places.keys) > 1:
+        return 1.0
+    return float((~places.keys[..., 0].isnan()).double().mean())
 
 
 def _uniform(rows, cols, key_rows, key_cols) -> float:

@@ -79,9 +79,11 @@ LEAST = 0.1  # of the scale: noise shall not look like more
 
 @dataclass(frozen=True)
 class Config:
-    """Attributes:
-    before: further blocks, by how many are behind them; of a CNN, the first of its last stage
-        instead.
+    """Which blocks are looked at, beside the last.
+
+    Attributes:
+        before: further blocks, by how many are behind them; of a CNN, the first of its last
+            stage instead.
     """
 
     before: tuple[int, ...] = (1,)

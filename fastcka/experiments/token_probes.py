@@ -108,11 +108,13 @@ IN_WORDS = {
 
 @dataclass(frozen=True)
 class Config:
-    """Attributes:
-    depths: of networks with more than `all_up_to` blocks, at how many, from the first to the last
-        at equal distances, single tokens are probed.
-    all_up_to: blocks.
-    side: rows and columns of single tokens that are probed, at most.
+    """Which single tokens are probed.
+
+    Attributes:
+        depths: of networks with more than `all_up_to` blocks, at how many, from the first to
+            the last at equal distances.
+        all_up_to: blocks.
+        side: rows and columns of single tokens that are probed, at most.
     """
 
     depths: int = 5

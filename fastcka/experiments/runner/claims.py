@@ -87,7 +87,7 @@ class Verdict:
             "claim": claim.text,
             "of": self.of,
             "measured": number(self.measured),
-            "stderr": number(self.stderr),
+            "stderr": None if self.verdict == UNTESTED else number(self.stderr),
             "sense": claim.sense,
             "threshold": claim.threshold,
             "verdict": self.verdict,

@@ -52,6 +52,8 @@ class Variant:
             raise ValueError(f"a variant of kind {self.kind!r} needs a value: {meaning}")
         if meaning is None and self.value is not None:
             raise ValueError(f"a variant of kind {self.kind!r} has no value, but {self.value} came")
+        if self.kind == LESS_DATA and not 0 < self.value < 100:
+            raise ValueError(f"less data is more than 0 and less than 100 %, but is {self.value}")
 
     def in_words(self) -> str:
         """How it differs, for readers.
@@ -141,6 +143,8 @@ class Subjects(Mapping[str, Subject]):
                 raise ValueError(f"two networks are called {subject.name!r}: name them apart")
             self._subjects[subject.name] = subject
         for subject in self._subjects.values():
+            if subject.variant is not None and subject.variant.of == subject.name:
+                raise ValueError(f"{subject.name!r} cannot be a variant of itself")
             if subject.variant is not None and subject.variant.of not in self._subjects:
                 raise ValueError(
                     f"{subject.name!r} is a variant of {subject.variant.of!r}, which is not in the "
