@@ -337,6 +337,9 @@ def _add_study(commands) -> None:
         help="images in a CKA batch (default: the batch size)")  # fmt: skip
     add("--fields", type=_whole(1), default=32, metavar="N",
         help="images for receptive fields (default: %(default)s)")  # fmt: skip
+    add("--shots", type=_whole(1), default=10, metavar="N",
+        help="images a class to fit a probe to, as many to choose its lambda; three times, and the "
+        "others of --data are what it is tested on (default: %(default)s)")  # fmt: skip
     add("--probe-data", metavar="DIR",
         help="labelled images that probes are fitted to (default: some of --data)")  # fmt: skip
     add("--probe-split", metavar="NAME", help="of --probe-data")

@@ -27,6 +27,7 @@ from fastcka.data import write_images
 from fastcka.experiments.registry import experiments
 from fastcka.experiments.runner.claims import VERDICTS, Verdict
 from fastcka.experiments.runner.embedded import embedded
+from fastcka.experiments.runner.probing import Shots
 from fastcka.experiments.runner.report import write_report
 from fastcka.experiments.runner.sample import Sample
 from fastcka.experiments.runner.study import DONE, FAILED, LEFT_OUT, Outcome, Study
@@ -68,6 +69,7 @@ def run(options: argparse.Namespace) -> int:
             subjects,
             _sample(options, subjects, RESULTS if options.output is None else folder),
             folder,
+            Shots(options.shots, options.shots),
             device=device() if options.device in (None, "cuda") else options.device,
             autocast=autocast_dtype((options.amp_dtype or "float16") if options.amp else None),
             progress=not options.quiet,

@@ -155,6 +155,16 @@ def test_bad_input_gets_one_sentence(arguments, told, tmp_path, capsys):
     assert "Traceback" not in line
 
 
+def test_too_few_images_for_probes_are_told_and_fewer_shots_will_do(
+    images, tmp_path, undrawn, capsys
+):
+    arguments = ["--experiments", "E16", "--data", images, *PAIR]
+    assert study(*arguments, "--output", str(tmp_path / "ten")) == 0
+    assert "10 images of each class to fit" in capsys.readouterr().err
+    assert study(*arguments, "--output", str(tmp_path / "one"), "--shots", "1") == 0
+    assert {row["verdict"] for row in rows_of(tmp_path / "one")} & {"holds", "does not hold"}
+
+
 def test_several_processes_are_refused(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert study() == 1

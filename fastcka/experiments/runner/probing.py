@@ -133,7 +133,10 @@ def _choose(subject: Subject, sample: Sample, shots: Shots) -> _Chosen:
     if not apart:
         rest[used] = False
     if not rest.any():
-        raise NotApplicable(f"{sample.root}: no labelled images are left to test probes on")
+        raise NotApplicable(
+            f"{sample.root}: probes are fitted to all of its labelled images, and none are left to "
+            "test them on; ask for fewer shots, or give the images to fit to apart"
+        )
     only = rest.nonzero()[:, 0].tolist()
     pool = (sample.probes if apart else sample.batches)([subject], None, only=used.tolist())
     return _Chosen(
