@@ -3,18 +3,16 @@
 Theirs is not said; the axes of figures 8, G.2, H.1 and H.2 are that long.
 """
 
-from fastcka.capture import Tap
 from fastcka.capture.presets import NORMS
 from fastcka.experiments.runner.needs import Comparison, Side
 from fastcka.experiments.runner.subjects import CNN, Subject
-from fastcka.experiments.shared.rehearsed import taken
 
 BRANCHES = (("attn", "mlp"), ("mlp_tokens", "mlp_channels"))
 
 
 def coarse(one: Subject) -> tuple[str, ...]:
     """Both norms and both branches of every block, and the last block; of a CNN, the last norm of
-    every block and the block. Of blocks that have other parts, the blocks.
+    every block and the block. Of blocks of other parts, or that attend within windows, the blocks.
 
     >>> from fastcka import models
     >>> mixer = Subject("mixer", models.load("fastcka_mixer_mini", num_blocks=2))
@@ -28,18 +26,10 @@ def coarse(one: Subject) -> tuple[str, ...]:
     for first, second in BRANCHES:
         parts = ("norm1", first, "norm2", second)
         names = [f"{block}.{part}" for block in one.blocks for part in parts]
-        if all(name in one.modules for name in names) and _are_of_images(one, names):
+        in_windows = any(hasattr(one.modules.get(name), "window_size") for name in names)
+        if all(name in one.modules for name in names) and not in_windows:
             return (*names, one.blocks[-1])
     return one.blocks
-
-
-def _are_of_images(one: Subject, names: list[str]) -> bool:
-    """Not so where attention sees windows of images in place of images."""
-    try:
-        taken(one, [Tap(name) for name in names])
-    except ValueError:
-        return False
-    return True
 
 
 def layers_alike(a: Subject, b: Subject) -> Comparison:
