@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -253,6 +254,13 @@ def test_tenths_thirds_and_ranks():
     assert np.isnan(low_less_high(np.array([1.0, 2.0])))
     assert rank_correlation(np.arange(4), np.array([8.0, 4, 2, 1])) == pytest.approx(-1)
     assert np.isnan(rank_correlation(np.arange(4), np.ones(4)))
+
+
+def test_the_shorter_list_of_a_network_that_attends_within_windows_is_its_blocks():
+    swin = timm.create_model("swin_tiny_patch4_window7_224", depths=(1, 1, 2, 1), img_size=64)
+    one = Subject("swin", SimpleNamespace(module=swin))
+    assert coarse(one) == one.blocks
+    assert len(one.blocks) == 5
 
 
 @pytest.mark.parametrize(
