@@ -80,7 +80,7 @@ def heatmap(
             _write_values(panel, image, stderr)
     if any(_lacks_values(values) for values in panels.values()):
         note = f"{note}\nhatched: no value".strip()
-    _write_below(axes[0], note)
+    write_below(axes[0], note)
     axes[0].set_title(title or "", fontsize=LARGE, loc="left", parse_math=False)
     if ax is None:
         _fit(figure)
@@ -237,7 +237,10 @@ def _write_values(ax, image, stderr: np.ndarray | None) -> None:
         ax.text(j, i, text, ha="center", va="center", size=size, color="w" if dark else "k")
 
 
-def _write_below(ax, note: str) -> None:
+def write_below(ax, note: str) -> None:
+    """A line below all that belongs to the axes."""
+    if not note:
+        return
     inner, outer, to_points = ax.get_window_extent(), ax.get_tightbbox(), 72 / ax.figure.dpi
     ax.annotate(
         note,

@@ -7,6 +7,7 @@ from itertools import cycle
 
 import numpy as np
 
+from fastcka.report.heatmap import LARGE, LINE, SMALL, write_below
 from fastcka.report.saving import check_format, save
 
 # Told apart by who sees fewer colours, and in grey by their marks [Okabe & Ito 2008].
@@ -15,7 +16,6 @@ MARKS = ("o", "s", "^", "D", "v", "P")  # fewer: no pair of both repeats soon
 SCALE, LIGHTEST = "viridis", 0.72  # of colours in order, and how far it is used: no pale yellow
 GREY = "0.45"
 SIZE = (4.0, 2.7)  # inches, of the axes
-SMALL, LARGE, LINE = 7, 9, 8.5  # points, as in heat maps
 MARKED = 40  # up to so many points have marks
 BAND = 2  # standard errors
 
@@ -107,7 +107,7 @@ def line_plot(
     _name(ax, lines, colours, levels or {})
     if any(line.stderr is not None for line in lines.values()):
         note = f"{note}\nbands: ± {BAND} standard errors".strip()
-    _write_below(ax, note)
+    write_below(ax, note)
     if path is not None:
         save(ax.figure, path)
     return ax.figure
@@ -199,20 +199,3 @@ def _apart(places: Sequence[float], height: float) -> list[float]:
 def _start(group: Sequence[float], height: float) -> float:
     reach = LINE * (len(group) - 1)
     return max(0.0, min(float(np.mean(group)) - reach / 2, max(height - reach, 0.0)))
-
-
-def _write_below(ax, note: str) -> None:
-    if not note:
-        return
-    inner, outer, to_points = ax.get_window_extent(), ax.get_tightbbox(), 72 / ax.figure.dpi
-    ax.annotate(
-        note,
-        (0, 0),
-        xycoords="axes fraction",
-        xytext=(0, (outer.y0 - inner.y0) * to_points - 6),
-        textcoords="offset points",
-        va="top",
-        fontsize=SMALL,
-        color="0.3",
-        parse_math=False,
-    )
