@@ -449,7 +449,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("piece", [None, 16 * 197 * 197, 16 * 197 * 10])
 def test_no_attention_of_a_batch_is_ever_whole(piece):
-    """16 heads of 197 tokens and 64 images: 159 MB of weights, of which 4 MB exist at a time."""
+    """16 heads of 197 tokens and 64 images: 159 MB of weights, of which 1 MB exist at a time."""
     q = torch.zeros(64, 16, 197, 4)
     model, x = Given(torch.ones(1, 1, 1), prefix=1), torch.zeros(64, 3, 224, 224)
     model.forward = lambda x: functional.scaled_dot_product_attention(q, q, q)

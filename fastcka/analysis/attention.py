@@ -24,8 +24,9 @@ from fastcka.capture.tensors import tensors
 SOFTMAX = (torch.softmax, torch.Tensor.softmax, functional.softmax, torch.special.softmax)
 # What torch calls from nn.MultiheadAttention; the functions inside them are out of sight.
 HIDDEN = (functional.multi_head_attention_forward,)
-# Weights in one piece: on a CPU it stays in the cache, on a GPU it keeps all of it busy.
-PIECE_CPU, PIECE_GPU = 2**20, 2**26
+# Weights in one piece: on a CPU they stay in the cache of a core, in memory that the allocator does
+# not hand back to the system after each; on a GPU they keep all of it busy.
+PIECE_CPU, PIECE_GPU = 2**18, 2**26
 
 
 class Piece(NamedTuple):
@@ -80,7 +81,7 @@ class AttentionCapture:
     Args:
         model: any network; compiled and data-parallel ones are unwrapped.
         layers: names or globs of attention modules, or None for all.
-        piece: weights computed at a time; None is 2^20 on a CPU (4 MB; about three such tensors
+        piece: weights computed at a time; None is 2^18 on a CPU (1 MB; two or three such tensors
             live at once), 2^26 on a GPU. A single row of all heads and windows may be more.
         label: what the network is called in messages.
 
