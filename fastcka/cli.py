@@ -329,8 +329,9 @@ def _add_study(commands) -> None:
     add("--models", nargs="+", default=[], metavar="MODEL", help=MODEL)
     add("--variant", nargs="+", action="append", default=[], metavar="WORD",
         help="KIND MODEL OF [VALUE], how one of the models differs from another: less-data (and "
-        "how many per cent of it), no-skip (and in which block), fine-tuned, or other-seed; can be "
-        "given again")  # fmt: skip
+        "how many per cent of it), no-skip (trained so, and in which block), fine-tuned, or "
+        "other-seed; or skip-cut OF BLOCK, a ViT whose skip connections there are cut post hoc; "
+        "can be given again")  # fmt: skip
     _add_data(parser)
     add = parser.add_argument_group("images").add_argument
     add("--n", type=_whole(4), metavar="N",

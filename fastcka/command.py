@@ -99,11 +99,7 @@ def makers(
 
 
 def tell_untrained(options: argparse.Namespace, networks: dict[str, Network]) -> None:
-    untrained = [
-        label
-        for label, network in networks.items()
-        if network.provenance["weights"].startswith("untrained")
-    ]
+    untrained = [label for label, network in networks.items() if network.untrained]
     if untrained:
         tell(options, f"untrained, for want of --pretrained or NAME@FILE: {', '.join(untrained)}")
 

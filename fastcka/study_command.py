@@ -10,6 +10,7 @@ import traceback
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -30,8 +31,9 @@ from fastcka.experiments.runner.embedded import embedded
 from fastcka.experiments.runner.probing import Shots
 from fastcka.experiments.runner.report import write_report
 from fastcka.experiments.runner.sample import Sample
+from fastcka.experiments.runner.skip_cut import skip_cut
 from fastcka.experiments.runner.study import DONE, FAILED, LEFT_OUT, Outcome, Study
-from fastcka.experiments.runner.subjects import KINDS, Subject, Subjects, Variant
+from fastcka.experiments.runner.subjects import KINDS, SKIP_CUT, Subject, Subjects, Variant
 from fastcka.launch import device
 from fastcka.output_folder import writing
 from fastcka.participant import autocast_dtype
@@ -108,45 +110,49 @@ def _subjects(options: argparse.Namespace) -> Subjects:
             tell(options, f"not trained yet, and left out: {', '.join(missing)}; "
                  "`fastcka train --all --output DIR` trains them")  # fmt: skip
         return subjects
-    variants = {}
-    for words in options.variant:
-        name, variant = _variant(words)
-        variants[name] = variant
-    strange = set(variants) - set(options.models)
-    if strange:
-        raise ValueError(f"--variant speaks of {min(strange)!r}, which --models does not name")
+    variants = [_variant(words, options.models) for words in options.variant]
     labels = models.labels(options.models)
-    label_of = dict(zip(options.models, labels, strict=True))
     loaded = {label: make() for label, make in makers(options, options.models, labels).items()}
     tell_untrained(options, loaded)
-    found = []
-    for name, label in label_of.items():
-        variant = variants.get(name)
-        if variant is not None:
-            variant = Variant(variant.kind, label_of.get(variant.of, variant.of), variant.value)
-        found.append(Subject(label, loaded[label], variant))
-    return Subjects(found)
+    subjects, names = {}, {}  # names by what was given; of two that were given alike, the first
+    for given, (label, network) in zip(options.models, loaded.items(), strict=True):
+        name = f"{label} (untrained)" if network.untrained else label
+        names.setdefault(given, name)
+        subjects[name] = Subject(name, network)
+    for given, variant in variants:
+        variant = replace(variant, of=names[variant.of])
+        if variant.kind == SKIP_CUT:
+            one = skip_cut(subjects[variant.of], variant.value)
+        else:
+            one = replace(subjects[names[given]], variant=variant)
+        subjects[one.name] = one
+    return Subjects(subjects.values())
 
 
-def _variant(words: list[str]) -> tuple[str, Variant]:
-    """KIND MODEL OF [VALUE]."""
-    example = "--variant less-data MODEL OF 10"
-    if len(words) not in (3, 4):
-        raise ValueError(
-            f"--variant takes KIND MODEL OF and, for some kinds, VALUE, as in {example}, but came "
-            f"with {' '.join(words)!r}"
-        )
-    kind, name, of, *value = words
+def _variant(words: list[str], known: list[str]) -> tuple[str, Variant]:
+    """KIND MODEL OF [VALUE], or skip-cut OF BLOCK, which makes its model: by names as given."""
+    kind, *given = words
     if kind not in KINDS:
         raise ValueError(f"--variant knows {', '.join(KINDS)}, but came with {kind!r}")
+    makes = kind == SKIP_CUT
+    takes = "OF BLOCK" if makes else f"MODEL OF{'' if KINDS[kind] is None else ' VALUE'}"
+    if len(given) != len(takes.split()):
+        raise ValueError(f"--variant {kind} takes {takes}, but came with {' '.join(given)!r}")
+    model, of, *value = given[:1] + given if makes else given
+    for name in (model, of):
+        if name not in known:
+            raise ValueError(f"--variant speaks of {name!r}, which --models does not name")
     try:
-        return name, Variant(kind, of, _number(value[0]) if value else None)
+        return model, Variant(kind, of, _number(value[0]) if value else None)
     except ValueError as error:
-        raise ValueError(f"--variant {' '.join(words)}: {error}; as in {example}") from None
+        raise ValueError(f"--variant {' '.join(words)}: {error}") from None
 
 
 def _number(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no number") from None
     return int(value) if value.is_integer() else value
 
 

@@ -597,7 +597,7 @@ def test_two_networks_in_a_study_have_the_numbers_of_a_comparison(outcomes, vit,
 
 ALONE = {
     "cross_model": "needs a transformer and a CNN",
-    "skip_removed": "needs a transformer trained without the skip connections of a block",
+    "skip_removed": skip_removed.LACKING,
     "data_share": "needs a network and the same one trained on a share of the images",
     "fine_tuning": "needs a network and the same one fine-tuned, or two transformers",
     "mixers": "needs a Mixer",

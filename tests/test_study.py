@@ -391,7 +391,7 @@ def test_without_a_number_a_claim_is_not_tested_and_it_must_be_said_why(measured
     ("make", "told"),
     [
         (lambda: Claim("E1", "", "=", 1), "`sense` must be '>' or '<', but is '='"),
-        (lambda: Variant("smaller", "vit"), "`kind` must be one of less-data, no-skip"),
+        (lambda: Variant("smaller", "vit"), "`kind` must be one of less-data, no-skip, skip-cut"),
         (lambda: Variant("less-data", "vit"), "needs a value: per cent of the images"),
         (lambda: Variant("other-seed", "vit", 3), "has no value, but 3 came"),
         (lambda: Variant("less-data", "vit", 150), "less than 100 %, but is 150"),

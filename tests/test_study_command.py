@@ -49,8 +49,9 @@ def test_a_study_writes_all_of_it_and_the_same_command_runs_no_network_again(
     names = {path.name for path in folder.iterdir()}
     assert names == {"claims.csv", "measured", "report.html", "study.json", "within_model"}
     inner = {path.name for path in (folder / "within_model").iterdir()}
-    assert {"result.safetensors", "result.json", "fastcka_resnet_mini.pdf"} <= inner
+    assert {"result.safetensors", "result.json", "fastcka_resnet_mini_(untrained).pdf"} <= inner
     rows = rows_of(folder)
+    assert all(name.endswith("(untrained)") for row in rows for name in row["of"].split(", "))
     assert {row["experiment"] for row in rows} == {"E1"}
     summary = json.loads((folder / "study.json").read_text())
     assert summary["experiments"]["within_model"]["status"] == "done"
@@ -111,11 +112,31 @@ def test_variants_are_named_by_the_models_as_given(images, tmp_path, undrawn):
     arguments += ["vit_tiny_patch16_224", "10"]
     assert study(*arguments) == 0
     about = json.loads((tmp_path / "study.json").read_text())["about"]["subjects"]
-    assert about["vit_tiny_patch16_224.augreg_in21k"]["variant"] == {
+    assert about["vit_tiny_patch16_224.augreg_in21k (untrained)"]["variant"] == {
         "kind": "less-data",
-        "of": "vit_tiny_patch16_224",
+        "of": "vit_tiny_patch16_224 (untrained)",
         "value": 10,
     }
+
+
+def test_skip_connections_cut_post_hoc_are_named_so_and_decide_no_claim(
+    images, tmp_path, undrawn, capsys
+):
+    arguments = ["--experiments", "E10", "--data", images, "--output", str(tmp_path)]
+    arguments += ["--models", "fastcka_vit_mini", "fastcka_vit_mini_noskip4.shape", "--pretrained"]
+    arguments += ["--variant", "no-skip", "fastcka_vit_mini_noskip4.shape", "fastcka_vit_mini", "4"]
+    arguments += ["--variant", "skip-cut", "fastcka_vit_mini", "4"]
+    assert study(*arguments) == 0
+    cut = "fastcka_vit_mini (skips of block 4 cut post hoc)"
+    rows = rows_of(tmp_path)
+    assert {row["of"] for row in rows} == {"fastcka_vit_mini_noskip4.shape", cut}
+    of_cut = [row for row in rows if row["of"] == cut]
+    assert {row["verdict"] for row in of_cut} == {UNTESTED}
+    assert all("not cut post hoc" in row["why"] for row in of_cut)
+    about = json.loads((tmp_path / "study.json").read_text())["about"]["subjects"][cut]
+    assert about["skips_cut"] == "blocks.4"
+    assert about["variant"] == {"kind": "skip-cut", "of": "fastcka_vit_mini", "value": 4}
+    assert "block 4 cut post hoc" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -127,15 +148,20 @@ def test_variants_are_named_by_the_models_as_given(images, tmp_path, undrawn):
         (["--amp-dtype", "bfloat16"], "--amp-dtype does nothing without --amp"),
         (
             ["--models", "resnet10t", "--variant", "less-data", "resnet10t"],
-            "--variant takes KIND MODEL OF and, for some kinds, VALUE",
+            "--variant less-data takes MODEL OF VALUE, but came with 'resnet10t'",
+        ),
+        (
+            ["--models", "resnet10t", "--variant", "skip-cut", "resnet10t"],
+            "--variant skip-cut takes OF BLOCK, but came with 'resnet10t'",
         ),
         (
             ["--models", "resnet10t", "--variant", "smaller", "resnet10t", "resnet18"],
-            "--variant knows less-data, no-skip, fine-tuned, other-seed, but came with 'smaller'",
+            "--variant knows less-data, no-skip, skip-cut, fine-tuned, other-seed, but came with "
+            "'smaller'",
         ),
         (
-            ["--models", "resnet10t", "--variant", "no-skip", "resnet10t", "resnet18", "x"],
-            "could not convert string to float: 'x'",
+            ["--models", "resnet10t", "--variant", "no-skip", "resnet10t", "resnet10t", "x"],
+            "--variant no-skip resnet10t resnet10t x: 'x' is no number",
         ),
         (
             ["--models", "resnet10t", "--variant", "other-seed", "resnet18", "resnet10t"],
@@ -143,7 +169,15 @@ def test_variants_are_named_by_the_models_as_given(images, tmp_path, undrawn):
         ),
         (
             ["--models", "resnet10t", "--variant", "other-seed", "resnet10t", "resnet18"],
-            "'resnet10t' is a variant of 'resnet18', which is not in the study",
+            "--variant speaks of 'resnet18', which --models does not name",
+        ),
+        (
+            ["--models", "resnet10t", "--variant", "skip-cut", "resnet10t", "0"],
+            "the skip connections of layer1.0 of resnet10t cannot be cut: it must be a Block",
+        ),
+        (
+            ["--models", "fastcka_vit_mini", "--variant", "skip-cut", "fastcka_vit_mini", "8"],
+            "of block 8 of fastcka_vit_mini (untrained) cannot be cut: its blocks are 0 to 7",
         ),
         (["--data", "/nowhere"], "/nowhere"),
     ],

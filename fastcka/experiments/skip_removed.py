@@ -2,9 +2,13 @@
 
 A transformer is trained anew without the two skip connections of one block. Its layers fall apart
 into those before and those after, with little alike across, where the intact network is nearly
-uniform; and it is a little worse. To take them out of a trained network is another test, which
-destroys it, and not made here. `fastcka study --experiments E10`. Costs one pass of each network
+uniform; and it is a little worse. `fastcka study --experiments E10`. Costs one pass of each network
 over the images, and the training of a network for each block: `fastcka train NAME --no-skip BLOCK`.
+
+To cut the two skip connections post hoc, out of a trained network, is another test, which destroys
+what it has learned. No claim is about it: its map and its numbers stand beside, and are named post
+hoc. `--models NAME --pretrained --variant skip-cut NAME BLOCK` makes one of any ViT that is made of
+timm's blocks.
 """
 
 from collections.abc import Mapping
@@ -15,7 +19,7 @@ import numpy as np
 from fastcka.experiments.runner.claims import Claim, Verdict
 from fastcka.experiments.runner.needs import Need, NotApplicable
 from fastcka.experiments.runner.result import Result
-from fastcka.experiments.runner.subjects import NO_SKIP, Subject, Subjects
+from fastcka.experiments.runner.subjects import NO_SKIP, SKIP_CUT, Subject, Subjects
 from fastcka.experiments.shared.coarse_layers import BRANCHES, layers_alike
 from fastcka.experiments.shared.same_block import OTHER_BLOCKS, variants
 from fastcka.experiments.shared.two_groups import across_to_within, sides
@@ -53,6 +57,11 @@ WORSE = Claim(
     0.02,
 )
 CLAIMS = (APART, FAR_BELOW_INTACT, WORSE)
+POST_HOC = "the claim is of networks trained without them, not cut post hoc"
+LACKING = (
+    "needs a transformer trained without the skip connections of a block, or one that loses them "
+    "post hoc"
+)
 
 
 @dataclass(frozen=True)
@@ -61,9 +70,8 @@ class Config:
 
 
 def plan(config: Config, subjects: Subjects) -> list[Need]:
-    asked = subjects.variants(NO_SKIP)
-    if not asked:
-        raise NotApplicable("needs a transformer trained without the skip connections of a block")
+    if not subjects.variants(NO_SKIP) + subjects.variants(SKIP_CUT):
+        raise NotApplicable(LACKING)
     if not _pairs(subjects):
         raise NotApplicable(OTHER_BLOCKS)
     for one in variants(subjects, NO_SKIP):
@@ -92,8 +100,7 @@ def finish(config: Config, subjects: Subjects, measured: Mapping[Need, CKAResult
         to_intact = float(across / kept) if kept > 0 else np.nan
         shares = ((APART, across_to_within(cka, cut)), (FAR_BELOW_INTACT, to_intact))
         for claim, share in shares:
-            why = "" if np.isfinite(share) else "there is no CKA to compare it with"
-            verdicts.append(Verdict(claim, one.name, share, why=why))
+            verdicts.append(_share(claim, one, share))
         verdicts.append(_worse(intact, one))
     compared = variants(subjects, NO_SKIP)
     for one in (one for one in subjects.variants(NO_SKIP) if one not in compared):
@@ -102,7 +109,10 @@ def finish(config: Config, subjects: Subjects, measured: Mapping[Need, CKAResult
 
 
 def plot(result: Result) -> dict:
-    """A heat map a network, by its name; where a block lacks its skip connections, a line."""
+    """A heat map a network, by its name; where a block lacks its skip connections, a line.
+
+    The intact one comes first, then by block what was trained so and what lost them post hoc.
+    """
     layers, figures = result.facts["layers"], {}
     for name, names in layers.items():
         cut, block = result.facts["cuts"].get(name, 0), result.facts["blocks"].get(name)
@@ -116,13 +126,25 @@ def plot(result: Result) -> dict:
 def accuracy(one: Subject) -> float | None:
     """The share of right answers, where the weights were trained by fastcka and say it."""
     facts = one.network.provenance
+    if "skips_cut" in facts:  # it was said of what the network was before
+        return None
     for path in small.trained(facts["architecture"]).values():
         if facts["weights"] == f"trained {path.stem}":
             return known_of(path).get("accuracy")
     return None
 
 
+def _share(claim: Claim, one: Subject, share: float) -> Verdict:
+    if not np.isfinite(share):
+        return Verdict(claim, one.name, None, why="there is no CKA to compare it with")
+    if one.variant.kind == SKIP_CUT:
+        return Verdict(claim, one.name, None, why=f"{POST_HOC}; it is {share:.2f}")
+    return Verdict(claim, one.name, share)
+
+
 def _worse(intact: Subject, one: Subject) -> Verdict:
+    if one.variant.kind == SKIP_CUT:
+        return Verdict(WORSE, one.name, None, why=POST_HOC)
     place = (one.variant.value + 0.5) / len(one.blocks)
     if not 1 / 3 <= place <= 2 / 3:
         return Verdict(WORSE, one.name, None, why="its block is not in the middle third")
@@ -146,4 +168,6 @@ def _block(one: Subject) -> str:
 
 
 def _pairs(subjects: Subjects) -> list[tuple[Subject, Subject]]:
-    return [(subjects[one.variant.of], one) for one in variants(subjects, NO_SKIP)]
+    found = variants(subjects, NO_SKIP) + variants(subjects, SKIP_CUT)
+    found.sort(key=lambda one: (one.variant.of, one.variant.value))
+    return [(subjects[one.variant.of], one) for one in found]

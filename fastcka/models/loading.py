@@ -28,6 +28,11 @@ class Network:
     data_config: dict
     provenance: dict
 
+    @property
+    def untrained(self) -> bool:
+        """Whether its weights are as they were initialised."""
+        return self.provenance["weights"].startswith("untrained")
+
     def transform(self) -> Callable:
         """From a PIL RGB image to the tensor the network takes, [3, height, width].
 

@@ -1,6 +1,7 @@
 """The networks of a study that names none: those of the package, with the arms that are trained."""
 
 from fastcka import models
+from fastcka.experiments.runner.skip_cut import skip_cut
 from fastcka.experiments.runner.subjects import (
     FINE_TUNED,
     LESS_DATA,
@@ -40,6 +41,13 @@ def embedded() -> tuple[Subjects, list[str]]:
             found.append(Subject(name, models.load(name, pretrained=True), variant))
         else:
             missing.append(name)
+    by_name = {one.name: one for one in found}
+    # Beside each that was trained without skip connections, one that loses the same post hoc.
+    found += [
+        skip_cut(by_name[one.variant.of], one.variant.value)
+        for one in found
+        if one.variant is not None and one.variant.kind == NO_SKIP
+    ]
     return Subjects(found), missing
 
 

@@ -17,11 +17,13 @@ OF_TOKENS = ("mlp_tokens", "linear_tokens", "mlp_channels.gate")
 # In what a variant differs from the network that it is one of.
 LESS_DATA = "less-data"  # trained on so many per cent of the images
 NO_SKIP = "no-skip"  # trained without the skip connections of this block
+SKIP_CUT = "skip-cut"  # the other itself, those of this block cut after training
 FINE_TUNED = "fine-tuned"  # trained on, from the other's weights, for another task
 OTHER_SEED = "other-seed"  # trained alike from other random numbers
 KINDS = {
     LESS_DATA: "per cent of the images",
     NO_SKIP: "the number of the block",
+    SKIP_CUT: "the number of the block",
     FINE_TUNED: None,
     OTHER_SEED: None,
 }
@@ -32,7 +34,7 @@ class Variant:
     """How a network differs from another of the study.
 
     Attributes:
-        kind: "less-data", "no-skip", "fine-tuned" or "other-seed".
+        kind: "less-data", "no-skip", "skip-cut", "fine-tuned" or "other-seed".
         of: the name of the other.
         value: per cent of the images, or the number of the block; None for the other kinds.
 
@@ -64,7 +66,8 @@ class Variant:
         value = "" if self.value is None else f"{self.value:g}"
         how = {
             LESS_DATA: f"like {self.of}, on {value} % of its images",
-            NO_SKIP: f"like {self.of}, without the skip connections of block {value}",
+            NO_SKIP: f"like {self.of}, trained without the skip connections of block {value}",
+            SKIP_CUT: f"{self.of} itself, the skip connections of block {value} cut post hoc",
             FINE_TUNED: f"{self.of}, trained on for another task",
             OTHER_SEED: f"like {self.of}, from other random numbers",
         }
