@@ -12,7 +12,7 @@ from fastcka.capture import Capture, Tap
 from fastcka.capture.modules import named, unwrap
 from fastcka.capture.selection import layout_of
 
-CACHED = 2**16  # numbers of float64
+CACHED = 2**17  # numbers of float64
 MEASURES = ("norm_ratio", "cos_skip_total", "cos_skip_branch", "cos_total_branch")
 
 
@@ -122,8 +122,9 @@ class _Run:
                 f"{_said(z)} and the branch {_said(f)}; leave it out of `places`"
             )
         rounding = max(torch.finfo(z.dtype).eps, torch.finfo(f.dtype).eps)
-        zz, ff, zf = _products(z, f)
-        norm_z, norm_f, norm_total = zz.sqrt(), ff.sqrt(), (zz + 2 * zf + ff).clamp(min=0).sqrt()
+        norm_z, norm_f, zf = _products(z, f)
+        zz, ff = norm_z.square(), norm_f.square()
+        norm_total = (zz + 2 * zf + ff).clamp(min=0).sqrt()
         self._totals[place.name] = norm_total, norm_z + norm_f, rounding
         for measure in self._measures:
             if measure == "norm_ratio":
@@ -150,14 +151,14 @@ class _Run:
 
 
 def _products(z: torch.Tensor, f: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """⟨z, z⟩, ⟨f, f⟩ and ⟨z, f⟩ of every token [n, tokens], in float64."""
+    """‖z‖, ‖f‖ and ⟨z, f⟩ of every token [n, tokens], in float64."""
     # Of so many images at once that what is converted stays in the cache.
     images = len(z) if z.is_cuda else max(1, CACHED // z[0].numel())
-    parts = []
+    norm, parts = torch.linalg.vector_norm, []
     for some_z, some_f in zip(z.split(images), f.split(images), strict=True):
         some_z, some_f = some_z.double(), some_f.double()
-        pairs = ((some_z, some_z), (some_f, some_f), (some_z, some_f))
-        parts.append([torch.linalg.vecdot(one, other) for one, other in pairs])
+        product = torch.linalg.vecdot(some_z, some_f)
+        parts.append([norm(some_z, dim=-1), norm(some_f, dim=-1), product])
     return tuple(torch.cat(some) for some in zip(*parts, strict=True))
 
 
