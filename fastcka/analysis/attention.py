@@ -24,6 +24,8 @@ from fastcka.capture.tensors import tensors
 SOFTMAX = (torch.softmax, torch.Tensor.softmax, functional.softmax, torch.special.softmax)
 # What torch calls from nn.MultiheadAttention; the functions inside them are out of sight.
 HIDDEN = (functional.multi_head_attention_forward,)
+# Most of a network's modules, and in none of them is attention: hooks there would be for nothing.
+PLAIN = (nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity)
 # Weights in one piece: on a CPU they stay in the cache of a core, in memory that the allocator does
 # not hand back to the system after each; on a GPU they keep all of it busy.
 PIECE_CPU, PIECE_GPU = 2**18, 2**26
@@ -141,7 +143,7 @@ class AttentionCapture:
         handles = []
         try:
             for name, module in self._modules.items():
-                if module in run.names:
+                if module in run.names or isinstance(module, PLAIN):
                     continue
                 run.names[module] = name
                 handles.append(

@@ -32,7 +32,7 @@ class AttentionDistance:
     module; of it `values[name]` is a fraction.
 
     Values: by module, [n, heads] float64 on the network's device, in pixels, from 0 to the
-    diagonal of the image. Weights in float32 (float64 of float64), summed in float64.
+    diagonal of the image. Weights, and sums over a piece of them, in float32 (float64 of float64).
 
     Raises:
         TypeError, ValueError: as `AttentionCapture`; no attention of the network can be used.
@@ -101,14 +101,14 @@ def mean_distance(attention: Attention, places: Places, renormalize: bool = Fals
                 distances = distances.to(weights.dtype)
                 placed = real.any(-1).sum()
                 real = real.to(weights.dtype)
-            of_rows = (weights * distances).sum(-1)
             if renormalize:
                 given = (weights * real).sum(-1)
-                of_rows = torch.where(given > 0, of_rows / given, 0)
+                of_rows = torch.where(given > 0, (weights * distances).sum(-1) / given, 0)
+                total[images] += of_rows.sum((2, 3), dtype=torch.float64)
                 count[images] += (given > 0).sum((2, 3))
             else:
+                total[images] += torch.linalg.vecdot(weights.flatten(2), distances.flatten())
                 count[images] += placed
-            total[images] += of_rows.sum((2, 3), dtype=torch.float64)
     return total / count
 
 
