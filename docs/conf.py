@@ -31,8 +31,8 @@ def write_pages(app) -> None:
             f"# {title}\n\n{module.__doc__}\n**In the paper:** {module.FINDING}\n\n"
             f"## Claims\n\nEach with the limit from which on it holds.\n\n{claims}\n"
             f"## Options and figures\n\n"
-            f"```{{eval-rst}}\n.. automodule:: {module.__name__}\n"
-            f"   :members: Config, plot\n   :no-index:\n```\n"
+            f"```{{eval-rst}}\n.. autoclass:: {module.__name__}.Config\n   :no-index:\n\n"
+            f".. autofunction:: {module.__name__}.plot\n   :no-index:\n```\n"
         )
         rows.append(f"{title} <{name}>")
     (PAGES / "index.md").write_text(
