@@ -45,10 +45,11 @@ def experiments(asked: Iterable[str] = (ALL,)) -> dict[str, ModuleType]:
         ]
         if not found:
             numbers = [number for module in every.values() for number in module.NUMBERS]
-            near = get_close_matches(word, [*numbers, *NAMES], n=2, cutoff=0.4) or numbers
+            near = get_close_matches(word, NAMES, n=2)
+            known = " or ".join(near) if near else f"{numbers[0]} to {numbers[-1]}, or {ALL}"
             raise ValueError(
-                f"there is no experiment {word!r}: name {', '.join(near)}, or {ALL!r}; "
-                "`fastcka list experiments` shows them"
+                f"there is no experiment {word!r}: ask for {known}; `fastcka list experiments` has "
+                "their numbers and names"
             )
         wanted |= set(found)
     return {name: every[name] for name in NAMES if name in wanted}
