@@ -100,7 +100,7 @@ def test_it_is_shown_beside_the_claims_and_decides_none_and_a_study_goes_on_with
     result = outcome.result
     assert {row.verdict for row in result.verdicts} == {UNTESTED}
     assert {row.of for row in result.verdicts} == {cut.name}
-    assert all("not cut post hoc" in row.why for row in result.verdicts)
+    assert all("cut post hoc, not trained" in row.why for row in result.verdicts)
     assert result.facts["accuracy"][cut.name] is None  # what the weights say is of the intact one
     assert np.isfinite(result.arrays[f"cka/{cut.name}"]).all()
     figures = skip_removed.plot(result)

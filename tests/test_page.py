@@ -57,8 +57,8 @@ def layers(count, stem="blocks."):
 
 
 def claim_rows():
-    claim = Claim("E1", "CKA is higher in the one than in the other, by", ">", 0.1)
-    other = Claim("E1", "CKA is lower there, by", "<", 0.5)
+    claim = Claim("E1", "CKA is higher in the one than in the other, by", ">=", 0.1)
+    other = Claim("E1", "CKA is lower there, by", "<=", 0.5)
     return [
         Verdict(claim, f"vit, {EVIL}", 0.4434, 0.0123).as_row(),
         Verdict(claim, "vit, cnn", -0.05).as_row(),
@@ -354,7 +354,7 @@ def experiment(**changes):
         "NUMBERS": ("E1",),
         "TITLE": "Layers",
         "FINDING": "They are alike.",
-        "CLAIMS": (Claim("E1", "all is one", ">", 0.5),),
+        "CLAIMS": (Claim("E1", "all is one", ">=", 0.5),),
         "plot": lambda result: {
             "vit": heatmap(result.arrays["cka/vit"], {"vit": ["0", "1"]}, {"vit": ["0", "1"]})
         },

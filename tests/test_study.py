@@ -352,7 +352,7 @@ def test_what_is_seen_is_the_mean_over_the_images(study):
 
 
 def test_a_result_survives_the_disk(tmp_path):
-    claim = Claim("E1", "more is more", ">", 0.5)
+    claim = Claim("E1", "more is more", ">=", 0.5)
     verdicts = (Verdict(claim, "x", 0.7, 0.1), Verdict(claim, "y", None, why="no y"))
     result = Result({"x": np.arange(6.0).reshape(2, 3)}, {"names": ["a", "b"]}, verdicts, {"k": 4})
     loaded = Result.load(result.save(tmp_path / "result"))
@@ -367,11 +367,11 @@ def test_a_result_survives_the_disk(tmp_path):
 @pytest.mark.parametrize(
     ("measured", "sense", "verdict"),
     [
-        (0.5, ">", "holds"),
-        (0.4, ">", "does not hold"),
-        (0.4, "<", "holds"),
-        (None, "<", "not tested"),
-        (float("nan"), ">", "not tested"),
+        (0.5, ">=", "holds"),
+        (0.4, ">=", "does not hold"),
+        (0.4, "<=", "holds"),
+        (None, "<=", "not tested"),
+        (float("nan"), ">=", "not tested"),
     ],
 )
 def test_a_number_decides_a_claim(measured, sense, verdict):
@@ -380,7 +380,7 @@ def test_a_number_decides_a_claim(measured, sense, verdict):
 
 @pytest.mark.parametrize("measured", [None, float("nan"), float("inf"), -float("inf")])
 def test_without_a_number_a_claim_is_not_tested_and_it_must_be_said_why(measured):
-    claim = Claim("E1", "", ">", 0.5)
+    claim = Claim("E1", "", ">=", 0.5)
     row = Verdict(claim, "vit", measured, float("inf"), why="no field").as_row()
     assert (row["verdict"], row["measured"], row["stderr"]) == ("not tested", None, None)
     with pytest.raises(ValueError, match="`why` must say why E1 was not tested on 'vit'"):
@@ -390,7 +390,7 @@ def test_without_a_number_a_claim_is_not_tested_and_it_must_be_said_why(measured
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda: Claim("E1", "", "=", 1), "`sense` must be '>' or '<', but is '='"),
+        (lambda: Claim("E1", "", "=", 1), "`sense` must be '>=' or '<=', but is '='"),
         (lambda: Variant("smaller", "vit"), "`kind` must be one of less-data, no-skip, skip-cut"),
         (lambda: Variant("less-data", "vit"), "needs a value: per cent of the images"),
         (lambda: Variant("other-seed", "vit", 3), "has no value, but 3 came"),

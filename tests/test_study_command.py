@@ -132,7 +132,7 @@ def test_skip_connections_cut_post_hoc_are_named_so_and_decide_no_claim(
     assert {row["of"] for row in rows} == {"fastcka_vit_mini_noskip4.shape", cut}
     of_cut = [row for row in rows if row["of"] == cut]
     assert {row["verdict"] for row in of_cut} == {UNTESTED}
-    assert all("not cut post hoc" in row["why"] for row in of_cut)
+    assert all("cut post hoc, not trained" in row["why"] for row in of_cut)
     about = json.loads((tmp_path / "study.json").read_text())["about"]["subjects"][cut]
     assert about["skips_cut"] == "blocks.4"
     assert about["variant"] == {"kind": "skip-cut", "of": "fastcka_vit_mini", "value": 4}
@@ -142,7 +142,8 @@ def test_skip_connections_cut_post_hoc_are_named_so_and_decide_no_claim(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--experiments", "E99"], "there is no experiment 'E99'"),
+        (["--experiments", "E99"], "there is no experiment 'E99': ask for E1 to E20, or all;"),
+        (["--experiments", "within_modle"], "'within_modle': ask for within_model;"),
         (["--variant", "less-data", "a", "b"], "--variant is about the models of --models"),
         (["--img-size", "32"], "--img-size is about the models of --models"),
         (["--amp-dtype", "bfloat16"], "--amp-dtype does nothing without --amp"),

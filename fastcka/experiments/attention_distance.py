@@ -36,38 +36,37 @@ FINDING = (
 )
 SPREAD = Claim(
     "E3",
-    "in each of the two lowest attention layers, the farthest head looks farther than the nearest, "
-    "as a share of the distance of uniform attention by",
-    ">",
+    "each of the two lowest attention layers has heads that look near and heads that look far: "
+    "distance of the farthest less that of the nearest, as a share of uniform attention's",
+    ">=",
     0.43,
 )
 NEAR = Claim(
     "E3",
-    "in each of the two lowest attention layers, the distance of the nearest head, as a share of "
-    "that of uniform attention, is",
-    "<",
+    "each of the two lowest attention layers has a head that looks near: distance of the nearest "
+    "head, as a share of uniform attention's",
+    "<=",
     0.43,
 )
 FAR = Claim(
     "E3",
-    "in each of the two highest attention layers, the distance of the nearest head, as a share of "
-    "that of uniform attention, is",
-    ">",
+    "in each of the two highest attention layers all heads look far: distance of the nearest "
+    "head, as a share of uniform attention's",
+    ">=",
     0.69,
 )
 ABOVE = Claim(
     "E3",
-    "of the nearer half of the heads, sorted by distance, each of the highest attention layer "
-    "looks farther than its like in the lowest, as a share of the distance of uniform attention at "
-    "least by",
-    ">",
+    "the nearer half of the heads look farther in the highest attention layer than in the lowest: "
+    "least gain of a head over its like by distance, as a share of uniform attention's",
+    ">=",
     0.0,
 )
 LESS_NEAR = Claim(
     "E4",
-    "trained on fewer images, the nearest head of the two lowest attention layers looks farther, "
-    "as a share of the distance of uniform attention by",
-    ">",
+    "trained on fewer images, the two lowest attention layers have no head that looks as near: "
+    "gain in the distance of the nearest head, as a share of uniform attention's",
+    ">=",
     0.0,
 )
 OF_DEPTH = (SPREAD, NEAR, FAR, ABOVE)

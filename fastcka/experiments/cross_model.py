@@ -35,22 +35,22 @@ FINDING = (
 )
 LOW_HALF_IS_LOW_THIRD = Claim(
     "E2",
-    "of the layers in the lower half of the CNN, the median of how deep in the transformer their "
-    "best match is, from 0 to 1, is",
-    "<",
+    "the lower half of the CNN is like the lowest third of the transformer: median depth of its "
+    "layers' best matches there, from 0 to 1",
+    "<=",
     1 / 3,
 )
 TOP_IS_UNLIKE = Claim(
     "E2",
-    "the best CKA with any layer of the CNN is lower for the highest third of the transformer's "
-    "layers than for the lowest, by",
-    ">",
+    "the highest third of the transformer is less like the CNN than the lowest: difference of the "
+    "mean CKA of their layers with the best match",
+    ">=",
     0.0,
 )
 MATCHES_RISE = Claim(
     "E2",
-    "the deeper a layer of the CNN, the deeper its best match: rank correlation",
-    ">",
+    "the deeper a layer of the CNN, the deeper its best match in the transformer: rank correlation",
+    ">=",
     0.8,
 )
 CLAIMS = (LOW_HALF_IS_LOW_THIRD, TOP_IS_UNLIKE, MATCHES_RISE)

@@ -30,23 +30,23 @@ FINDING = (
 )
 FALLS = Claim(
     "E17",
-    "CKA with the same block of the network trained on all images is higher in the lowest third of "
-    "the blocks than in the highest, by",
-    ">",
+    "trained on fewer images, the lowest third of the blocks are more like those of the network "
+    "trained on all than the highest third: difference of the mean CKA of a block with its like",
+    ">=",
     0.0,
 )
 RISES = Claim(
     "E17",
-    "the more images, the higher is CKA with the same block of the network trained on all, in the "
-    "mean of the blocks; from one share to the next, at least by",
-    ">",
+    "the more images a network was trained on, the more its blocks are like those of the network "
+    "trained on all: least rise of their mean CKA from one share of the images to the next",
+    ">=",
     0.0,
 )
 A_TENTH_IS_ENOUGH = Claim(
     "E17",
-    "trained on a tenth of the images, CKA with the same block of the network trained on all is, "
-    "in the mean of the lowest third of the blocks,",
-    ">",
+    "trained on a tenth of the images, the lowest third of the blocks are much like those of the "
+    "network trained on all: mean CKA of a block with its like",
+    ">=",
     0.8,
 )
 CLAIMS = (FALLS, RISES, A_TENTH_IS_ENOUGH)

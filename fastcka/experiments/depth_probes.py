@@ -34,16 +34,16 @@ FINDING = (
 )
 MORE_IMAGES = Claim(
     "E15",
-    "trained on more images a network classifies at least as well at every block of the upper half "
-    "as trained on fewer; in the least of them, of what there is to gain above chance, better by",
-    ">",
+    "trained on more images, a network classifies at least as well at every block of the upper "
+    "half: least gain in accuracy above chance",
+    ">=",
     0.0,
 )
 TRANSFORMER_EARLIER = Claim(
     "E16",
     "at half its depth, the mean token of a transformer classifies better than the features of a "
-    "CNN, of what there is to gain above chance, by",
-    ">",
+    "CNN: gain in accuracy above chance",
+    ">=",
     0.1,
 )
 CLAIMS = (MORE_IMAGES, TRANSFORMER_EARLIER)

@@ -36,7 +36,7 @@ FALLS = Claim(
     "E5",
     "the farther heads of the first block look, the less alike they are to a block in the lower "
     "half of the CNN: rank correlation of distance and CKA",
-    "<",
+    "<=",
     -0.8,
 )
 CLAIMS = (FALLS,)

@@ -37,37 +37,38 @@ FINDING = (
 )
 LOCAL = Claim(
     "E11",
-    "of the tokens of the last block within the border, in a transformer with a class token, the "
-    "share that resemble their own patch of the image more than any other is",
-    ">",
+    "in a transformer with a class token, tokens of the last block resemble their own patch of "
+    "the image more than any other: share of the tokens within the border that do",
+    ">=",
     0.8,
 )
 CNN_LESS = Claim(
     "E11",
-    "the share of positions of the last block within the border that resemble their own patch most "
-    "is lower in the CNN than in the transformer, by",
-    ">",
+    "more tokens of the last block resemble their own patch most in the transformer than in the "
+    "CNN: difference of the shares of those within the border",
+    ">=",
     0.3,
 )
 CNN_FLATTER = Claim(
     "E11",
-    "CKA of a token of the last block within the border with its own patch, less that with all "
-    "others, is higher in the transformer than in the CNN, by",
-    ">",
+    "the last block tells a token's own patch from the others more clearly in the transformer "
+    "than in the CNN: difference, within the border, of CKA with it less mean CKA with the others",
+    ">=",
     0.0,
 )
 MEAN_LESS = Claim(
     "E12",
-    "the share of tokens of the last block within the border that resemble their own patch most is "
-    "lower in the transformer without class token than in its twin with one, by",
-    ">",
+    "more tokens of the last block resemble their own patch most with a class token than in the "
+    "twin that averages its tokens: difference of the shares of those within the border",
+    ">=",
     0.05,
 )
 MEAN_FLATTER = Claim(
     "E12",
-    "CKA of a token of the last block within the border with its own patch, less that with all "
-    "others, is lower in the transformer without class token than in its twin with one, by",
-    ">",
+    "the last block tells a token's own patch from the others more clearly with a class token "
+    "than in the twin that averages its tokens: difference, within the border, of CKA with it "
+    "less mean CKA with the others",
+    ">=",
     0.0,
 )
 CLAIMS = (LOCAL, CNN_LESS, CNN_FLATTER, MEAN_LESS, MEAN_FLATTER)

@@ -29,23 +29,22 @@ FINDING = (
 )
 TWO_GROUPS = Claim(
     "E19",
-    "where the Mixer's layers are split in two at the best place, CKA across, as a share of CKA "
-    "within, is",
-    "<",
+    "the layers of a Mixer are two groups: CKA across the best place to split them, as a share of "
+    "CKA within",
+    "<=",
     0.5,
 )
 THE_FIRST_IS_SMALL = Claim(
     "E19",
-    "where the Mixer's layers are split in two at the best place, the first group's share of the "
-    "layers is",
-    "<",
+    "the first of the two groups of a Mixer's layers is the smaller: its share of the layers",
+    "<=",
     1 / 3,
 )
 LIKE_A_TRANSFORMER = Claim(
     "E20",
-    "mean CKA of all layers of the Mixer is higher with those of the transformer than with those "
-    "of the CNN, by",
-    ">",
+    "a Mixer's layers are more like those of a transformer than those of a CNN: difference of the "
+    "mean CKA of all layers",
+    ">=",
     0.0,
 )
 CLAIMS = (TWO_GROUPS, THE_FIRST_IS_SMALL, LIKE_A_TRANSFORMER)

@@ -44,30 +44,30 @@ FINDING = (
 )
 GROWS = Claim(
     "E6",
-    "from one layer of the CNN's main path to the next, the distance within which half of the "
-    "field lies grows, as a share of the image's side at least by",
-    ">",
+    "the CNN's receptive field grows from each layer of the main path to the next: least growth "
+    "of the radius that holds half of it, as a share of the image's side",
+    ">=",
     0.0,
 )
 LARGER = Claim(
     "E6",
-    "in the lowest third of the layers, half of the field lies within a larger distance in the "
-    "transformer than in the CNN, as a share of the image's side by",
-    ">",
+    "in the lowest third of the layers the receptive field is larger in the transformer than in "
+    "the CNN: difference of the radii that hold half of it, as a share of the image's side",
+    ">=",
     0.0,
 )
 CENTRE_LARGEST = Claim(
     "E6",
-    "in every layer of the transformer's main path the patch in the middle holds more of the field "
-    "than any other: at least so many times as much",
-    ">",
+    "in every layer of the transformer's main path the patch in the middle holds more of the "
+    "receptive field than any other: its share over that of the next, the least of all layers",
+    ">=",
     1.0,
 )
 ATTENTION_LOOKS_AWAY = Claim(
     "E7",
-    "in the upper half of the blocks, the patch in the middle holds a smaller share of the field "
-    "of attention before it is added to the main path than after, at least by",
-    ">",
+    "in the upper half of the blocks the patch in the middle holds less of the receptive field of "
+    "attention itself than of the main path it is added to: least difference of the shares",
+    ">=",
     0.0,
 )
 CLAIMS = (GROWS, LARGER, CENTRE_LARGEST, ATTENTION_LOOKS_AWAY)

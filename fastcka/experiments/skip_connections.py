@@ -39,37 +39,37 @@ FINDING = (
 RATIO, KEPT = "norm_ratio", "cos_skip_total"
 CLASS_IS_CARRIED = Claim(
     "E8",
-    "the norm of the class token's skip connection over that of its branch is higher in the lower "
-    "half of the blocks than in the upper, by",
-    ">",
+    "skip connections carry more of the class token in the lower half of the blocks than in the "
+    "upper: difference of the mean norm ratio of skip connection to branch",
+    ">=",
     0.0,
 )
 PATCHES_ARE_CHANGED = Claim(
     "E8",
-    "the norm of the patches' skip connections over that of their branches is lower in the lower "
-    "half of the blocks than in the upper, by",
-    ">",
+    "skip connections carry less of the patches in the lower half of the blocks than in the "
+    "upper: difference of the mean norm ratio of skip connection to branch",
+    ">=",
     0.0,
 )
 ABOVE_CNN = Claim(
     "E8",
-    "the median over all additions of the norm of the patches' skip connections over that of their "
-    "branches, of the transformer as a multiple of that of the CNN, is",
-    ">",
+    "skip connections carry more of the patches in the transformer than in the CNN: its median "
+    "norm ratio of skip connection to branch over that of the CNN",
+    ">=",
     1.0,
 )
 CLASS_KEEPS_DIRECTION = Claim(
     "E9",
-    "cosine of the class token before and after an addition is higher in the lower half of the "
-    "blocks than in the upper, by",
-    ">",
+    "additions turn the class token less in the lower half of the blocks than in the upper: "
+    "difference of the mean cosines before and after",
+    ">=",
     0.0,
 )
 PATCHES_TURN = Claim(
     "E9",
-    "cosine of the patches before and after an addition is lower in the lower half of the blocks "
-    "than in the upper, by",
-    ">",
+    "additions turn the patches more in the lower half of the blocks than in the upper: "
+    "difference of the mean cosines before and after",
+    ">=",
     0.0,
 )
 # By measure: of the class token, and of the patches.

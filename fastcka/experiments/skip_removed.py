@@ -37,27 +37,27 @@ FINDING = (
 )
 APART = Claim(
     "E10",
-    "without the skip connections of a block, CKA of layers before it with layers from it on, as a "
-    "share of CKA among themselves, is",
-    "<",
+    "without the skip connections of a block, the layers before it and those from it on are two "
+    "groups: CKA across, as a share of CKA within",
+    "<=",
     0.5,
 )
 FAR_BELOW_INTACT = Claim(
     "E10",
-    "CKA of layers before the block with layers from it on, as a share of that in the network with "
-    "all skip connections, is",
-    "<",
+    "without the skip connections of a block, layers before it are far less like those from it on "
+    "than with them: CKA across, as a share of that in the intact network",
+    "<=",
     0.5,
 )
 WORSE = Claim(
     "E10",
-    "the share of right answers is lower without the skip connections of a block in the middle "
-    "third, by",
-    ">",
+    "without the skip connections of a block in the middle third the network answers worse: loss "
+    "in the share of right answers",
+    ">=",
     0.02,
 )
 CLAIMS = (APART, FAR_BELOW_INTACT, WORSE)
-POST_HOC = "the claim is of networks trained without them, not cut post hoc"
+POST_HOC = "cut post hoc, not trained without them"
 LACKING = (
     "needs a transformer trained without the skip connections of a block, or one that loses them "
     "post hoc"

@@ -48,43 +48,43 @@ FINDING = (
 MEAN_KNOWS = Claim(
     "E13",
     "single tokens of the last layer classify better where a network averages them than where it "
-    "has a class token: of what there is to gain above chance, so many times as much",
-    ">",
+    "has a class token: ratio of their accuracies above chance",
+    ">=",
     4.0,
 )
 INTERCHANGEABLE = Claim(
     "E13",
-    "where a transformer averages its tokens, those of the last layer classify equally well: from "
-    "the worst to the best, of what there is to gain above chance, it is",
-    "<",
+    "where a transformer averages its tokens, those of the last layer classify equally well: "
+    "difference of the best and the worst accuracy above chance",
+    "<=",
     0.02,
 )
 EQUAL_HEADS = Claim(
     "E14",
     "at the end, the class token of a transformer and the mean of its twin's tokens classify "
-    "equally well, of what there is to gain above chance, but for",
-    "<",
+    "equally well: difference of their accuracies above chance",
+    "<=",
     0.05,
 )
 CLASS_TOKEN_BEST = Claim(
     "E14",
     "at the end, the class token of a transformer classifies better than the mean of its other "
-    "tokens, of what there is to gain above chance, by",
-    ">",
+    "tokens: gain in accuracy above chance",
+    ">=",
     0.0,
 )
 FIRST_IS_ENOUGH = Claim(
     "E14",
-    "at the end, the first token of a transformer that averages them classifies as well as their "
-    "mean, of what there is to gain above chance, but for",
-    "<",
+    "at the end, the first token of a transformer that averages its tokens classifies as well as "
+    "their mean: difference of their accuracies above chance",
+    "<=",
     0.02,
 )
 FIRST_IS_LATE = Claim(
     "E14",
-    "at a depth of 0.3, the first token of a transformer that averages them classifies worse than "
-    "their mean, of what there is to gain above chance, by",
-    ">",
+    "at a depth of 0.3, the first token of a transformer that averages its tokens classifies "
+    "worse than their mean: loss in accuracy above chance",
+    ">=",
     0.1,
 )
 CLAIMS = (

@@ -24,15 +24,16 @@ FINDING = (
 )
 TRANSFORMERS_ARE_UNIFORM = Claim(
     "E1",
-    "CKA between the lowest and the highest third of the blocks is higher in the transformer than "
-    "in the CNN, by",
-    ">",
+    "the lowest and the highest third of the blocks are more alike in the transformer than in the "
+    "CNN: difference of their mean CKA",
+    ">=",
     0.1,
 )
 STAGES_PART = Claim(
     "E1",
-    "CKA of blocks within a stage of the CNN exceeds that of blocks in neighbouring stages by",
-    ">",
+    "in the CNN, blocks of one stage are more alike than blocks of neighbouring stages: "
+    "difference of their mean CKA",
+    ">=",
     0.0,
 )
 NO_ENDS = "one of them has fewer than three blocks, or one without a CKA"

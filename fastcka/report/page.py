@@ -27,7 +27,7 @@ MARKS = {
     "does not hold": ("fails", ("does not hold", "do not hold")),
     "not tested": ("untested", ("was not tested", "were not tested")),
 }
-AT_LEAST = {">": "≥", "<": "≤"}
+SENSES = {">=": "≥", "<=": "≤"}
 DIGITS = 4  # of values that are read out
 # Pixels: of the longest side of a heat map where there is room and on a phone, and of one with many
 # layers; what the name of a layer takes.
@@ -66,7 +66,7 @@ class Section:
         notes: paragraphs on how it is measured; `words` in backticks are code.
         status: "done", "not applicable" or "failed".
         why: of those that are not done.
-        claims: rows with "claim", "of", "measured", "stderr", "sense" (">" or "<"), "threshold",
+        claims: rows with "claim", "of", "measured", "stderr", "sense" (">=" or "<="), "threshold",
             "verdict" and "why".
         figures: in order.
         command: that measures it again.
@@ -159,7 +159,7 @@ def _environment():
         "pretty": _pretty,
         "code": _code_in,
         "mark": lambda verdict: MARKS[verdict][0],
-        "at_least": AT_LEAST.__getitem__,
+        "sense": SENSES.__getitem__,
         "link": quote,
         "by_claim": by_claim,
     }

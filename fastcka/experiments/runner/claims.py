@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 VERDICTS = HOLDS, FAILS, UNTESTED = "holds", "does not hold", "not tested"
-SENSES = (">", "<")
+SENSES = AT_LEAST, AT_MOST = (">=", "<=")
 
 
 @dataclass(frozen=True)
@@ -13,9 +13,10 @@ class Claim:
 
     Attributes:
         experiment: "E1", "E2", ….
-        text: what is claimed, in words that do not depend on image size or number of classes.
-        sense, threshold: the claim holds where the measured number is > or < this, or equal to it.
-            Thresholds are proposals: the papers show figures and give no numbers for most.
+        text: what is claimed, a colon, and what number decides it; in words that do not depend on
+            image size or number of classes.
+        sense, threshold: the claim holds where that number is >= or <= this. Thresholds are
+            proposals: the papers show figures and give no numbers for most.
     """
 
     experiment: str
@@ -25,7 +26,7 @@ class Claim:
 
     def __post_init__(self):
         if self.sense not in SENSES:
-            raise ValueError(f"`sense` must be '>' or '<', but is {self.sense!r}")
+            raise ValueError(f"`sense` must be '>=' or '<=', but is {self.sense!r}")
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Verdict:
         stderr: its standard error, where there is one.
         why: why it was not tested; needed where there is no number.
 
-    >>> claim = Claim("E1", "the top is like the bottom", ">", 0.5)
+    >>> claim = Claim("E1", "the top is like the bottom", ">=", 0.5)
     >>> Verdict(claim, "vit", 0.7).verdict, Verdict(claim, "", None, why="no ViT").verdict
     ('holds', 'not tested')
     """
@@ -63,13 +64,13 @@ class Verdict:
             return UNTESTED
         more = self.measured >= self.claim.threshold
         less = self.measured <= self.claim.threshold
-        return HOLDS if (more if self.claim.sense == ">" else less) else FAILS
+        return HOLDS if (more if self.claim.sense == AT_LEAST else less) else FAILS
 
     @property
     def within_error(self) -> bool:
         """Whether the number is so near the limit, 2 standard errors, that other images may differ.
 
-        >>> Verdict(Claim("E1", "more", ">", 0.5), "vit", 0.51, 0.01).within_error
+        >>> Verdict(Claim("E1", "more", ">=", 0.5), "vit", 0.51, 0.01).within_error
         True
         """
         known = self.verdict != UNTESTED and self.stderr is not None
