@@ -316,3 +316,14 @@ def test_refusals():
     for measures in ([], "norm_ratio", ["norm_ratio", "cosine"]):
         with pytest.raises(ValueError, match="`measures` must be some of norm_ratio, cos_skip_to"):
             SkipConnections(measures=measures)
+
+
+def test_an_observer_watches_one_network_after_another():
+    observer, x = SkipConnections(), noise(2, 3, 16, 16)
+    for model in (vit(), vit(depth=1), vit(depth=1)):
+        for images in (x, x[:1]):
+            with observer.watching(model, len(images)) as values, torch.no_grad():
+                model(images)
+            expected = watched(model, images)
+            assert values.keys() == expected.keys()
+            assert all(torch.equal(values[name], expected[name]) for name in expected)

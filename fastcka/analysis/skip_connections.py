@@ -33,7 +33,8 @@ class SkipConnections:
     They are computed in float64 from z and f as they are when they come into being, so a cosine is
     right to 1e-15; of the two, whichever comes first is copied until the other comes, and nothing
     is kept beyond the pass. That z + f is what the network goes on with is checked by its norm
-    where a module sees it: everywhere but in ResNets that activate after the addition.
+    in the first pass, where a module sees it: everywhere but in ResNets that activate after the
+    addition.
 
     Cost: six operations for each entry of z, a copy of z, and 8 bytes for each value.
 
@@ -71,39 +72,50 @@ class SkipConnections:
                 f"`measures` must be some of {', '.join(MEASURES)}, but is {measures!r}"
             )
         self._places, self._measures = places, tuple(measures)
+        self._network: _Network | None = None  # the last one watched
 
     @contextmanager
     def watching(self, model: nn.Module, n: int) -> Iterator[Values]:
         """Around one forward pass of n images, as every observer."""
-        places = residuals(model) if self._places is None else self._places
-        run = _Run(places, named(unwrap(model)), self._measures)
+        if self._network is None or self._network.capture.model is not unwrap(model):
+            self._network = _Network(model, self._places)
+        run = _Run(self._network, self._measures)
         values: Values = {}
-        with Capture(model, run.taps, type(unwrap(model)).__name__).watching(n, run.put):
+        with self._network.capture.watching(n, run.put):
             yield values
         values.update(run.values)
+
+
+class _Network:
+    """What all passes of a network have in common."""
+
+    def __init__(self, model: nn.Module, places: Sequence[Residual] | None):
+        self.modules = named(unwrap(model))
+        self.parts: dict[str, list[tuple[Residual, str, Tap]]] = {}  # by the name of a layer
+        for place in residuals(model) if places is None else places:
+            for part in ("skip", "branch", "total"):
+                tap = getattr(place, part)
+                if tap is not None:
+                    self.parts.setdefault(_layer(tap), []).append((place, part, tap))
+        taps = [uses[0][2] for uses in self.parts.values()]
+        self.capture = Capture(model, taps, type(unwrap(model)).__name__)
 
 
 class _Run:
     """One forward pass: puts together what belongs together as it comes."""
 
-    def __init__(
-        self, places: Sequence[Residual], modules: dict[str, nn.Module], measures: tuple[str, ...]
-    ):
-        self._modules, self._measures = modules, measures
-        self._parts: dict[str, list[tuple[Residual, str, Tap]]] = {}  # by the name of a layer
-        for place in places:
-            for part in ("skip", "branch", "total"):
-                tap = getattr(place, part)
-                if tap is not None:
-                    self._parts.setdefault(_layer(tap), []).append((place, part, tap))
-        self.taps = [uses[0][2] for uses in self._parts.values()]
+    def __init__(self, network: _Network, measures: tuple[str, ...]):
+        self._network, self._measures = network, measures
+        self._first = network.capture.layers is None
         self._held: dict[str, tuple[str, torch.Tensor, torch.dtype]] = {}  # by place
         self._totals: dict[str, tuple[torch.Tensor, torch.Tensor, float]] = {}
         self.values: Values = {}
 
     def put(self, layer: str, x: torch.Tensor) -> None:
-        for place, part, tap in self._parts[layer]:
-            last = x.ndim != 4 or layout_of(tap.pattern, self._modules).channels_last
+        for place, part, tap in self._network.parts[layer]:
+            if part == "total" and not self._first:
+                continue
+            last = x.ndim != 4 or layout_of(tap.pattern, self._network.modules).channels_last
             rows = (x if last else x.permute(0, 2, 3, 1)).flatten(1, -2)  # [n, tokens, channels]
             if part == "total":
                 self._check(place, rows)
