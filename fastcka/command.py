@@ -24,9 +24,8 @@ class WrongOption(ValueError):
     """An option that cannot be as it was given: ends a command with 2, as argparse does."""
 
 
-@contextmanager
-def in_options(options: argparse.Namespace, **renamed: str) -> Iterator[None]:
-    """What is refused of `arguments` is refused of the options that gave them.
+def in_option_words(options: argparse.Namespace, text: str, **renamed: str) -> str:
+    """What is said of `arguments`, said of the options that gave them.
 
     Args:
         renamed: by argument, the option, where it is not called the same.
@@ -39,10 +38,16 @@ def in_options(options: argparse.Namespace, **renamed: str) -> Iterator[None]:
         named = renamed.get(name, f"--{name.replace('_', '-')}")
         return f"{named} {key}" if key else named
 
+    return re.sub(r"`(\w+)(?:\['(\w+)'\])?`", option, text)
+
+
+@contextmanager
+def in_options(options: argparse.Namespace, **renamed: str) -> Iterator[None]:
+    """What is refused of `arguments` is refused of the options that gave them."""
     try:
         yield
     except (ValueError, TypeError, OSError) as error:
-        raise WrongOption(re.sub(r"`(\w+)(?:\['(\w+)'\])?`", option, str(error))) from None
+        raise WrongOption(in_option_words(options, str(error), **renamed)) from None
 
 
 def correlation(given: Sequence[tuple[str, str]]) -> dict[str, float]:

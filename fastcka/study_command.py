@@ -8,8 +8,8 @@ import os
 import re
 import traceback
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +19,7 @@ from fastcka.command import (
     RESULTS,
     before_crop,
     check_used,
+    in_option_words,
     makers,
     own_warnings,
     tell,
@@ -65,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
         raise OSError(
             f"cannot make the folder {folder}: {error.strerror}; give another --output"
         ) from error
-    with writing(folder / LOCK, folder), own_warnings(options):
+    with writing(folder / LOCK, folder), own_warnings(options), _in_option_words(options):
         subjects = _subjects(options)
         study = Study(
             subjects,
@@ -82,6 +83,7 @@ def run(options: argparse.Namespace) -> int:
         figures: dict[str, dict] = {}
 
         def done(name: str, outcome: Outcome) -> None:
+            outcome.why = in_option_words(options, outcome.why)
             outcomes[name] = outcome
             figures[name] = _keep(options, folder / name, asked[name], outcome)
 
@@ -96,6 +98,16 @@ def run(options: argparse.Namespace) -> int:
         print(_summary(asked, outcomes))
         print(f"{folder / PAGE} shows all of it; {CLAIMS} and a folder an experiment are beside it")
     return int(any(outcome.status == FAILED for outcome in outcomes.values()))
+
+
+@contextmanager
+def _in_option_words(options: argparse.Namespace) -> Iterator[None]:
+    """Whatever ends the study is said of the options, not of arguments in Python."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        error.args = (in_option_words(options, str(error)),)
+        raise
 
 
 def _subjects(options: argparse.Namespace) -> Subjects:
@@ -158,7 +170,9 @@ def _number(text: str) -> float:
 
 def _sample(options: argparse.Namespace, subjects: Subjects, place: Path) -> Sample:
     """The images; without --data they are made within `place`."""
-    root = options.data
+    root, n = options.data, options.n or options.batch_size
+    if options.batch_size % n:
+        raise ValueError(f"--batch-size must be a multiple of --n {n}, but is {options.batch_size}")
     if root is None:
         count = GENERATED if options.generate is None else options.generate
         size = max(before_crop(one.network) for one in subjects.values())
@@ -171,7 +185,7 @@ def _sample(options: argparse.Namespace, subjects: Subjects, place: Path) -> Sam
         probe_root=options.probe_data,
         probe_split=options.probe_split,
         count=options.max_images,
-        n=options.n or options.batch_size,
+        n=n,
         fields=options.fields,
         batch_size=options.batch_size,
         seed=options.seed,

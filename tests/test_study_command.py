@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -84,6 +85,17 @@ def test_an_experiment_that_fails_is_told_and_the_others_are_there(
     assert {row["verdict"] for row in rows if row["experiment"] == "E1"} == {UNTESTED}
     assert {row["verdict"] for row in rows if row["experiment"] == "E2"} != {UNTESTED}
     assert "of nothing" in (tmp_path / "report.html").read_text()
+
+
+def test_what_fails_is_told_in_words_of_the_options(images, tmp_path, undrawn, capsys):
+    broken = shutil.copytree(images, tmp_path / "broken")
+    for path in broken.glob("*/*.png"):
+        path.write_bytes(b"no image")
+    arguments = ["--experiments", "E1", "--data", str(broken), "--output", str(tmp_path)]
+    assert study(*arguments, *PAIR) == 1
+    assert "or skip such images (--on-broken)" in capsys.readouterr().err
+    assert all("(--on-broken)" in row["why"] for row in rows_of(tmp_path))
+    assert "(--on-broken)" in (tmp_path / "report.html").read_text()
 
 
 def test_an_interrupted_study_leaves_what_is_finished(
@@ -181,10 +193,12 @@ def test_skip_connections_cut_post_hoc_are_named_so_and_decide_no_claim(
             "of block 8 of fastcka_vit_mini (untrained) cannot be cut: its blocks are 0 to 7",
         ),
         (["--data", "/nowhere"], "/nowhere"),
+        (["--batch-size", "8", "--n", "12"], "--batch-size must be a multiple of --n 12, but is 8"),
+        (["--models", "resnet10t", "--img-size", "0"], "--img-size must be a whole number from 1"),
     ],
 )
 def test_bad_input_gets_one_sentence(arguments, told, tmp_path, capsys):
-    assert study(*arguments, "--output", str(tmp_path)) == 1
+    assert main(["study", *SMALL, *arguments, "--output", str(tmp_path)]) == 1
     (line,) = [x for x in capsys.readouterr().err.splitlines() if told in x]
     assert line.startswith("fastcka: ")
     assert "Traceback" not in line

@@ -78,7 +78,7 @@ class AttentionDistance:
                     uniform *= _placed_share(places)
                 self.uniform[attention.name] = uniform
 
-        capture = AttentionCapture(model, self.layers, self.piece)
+        capture = AttentionCapture(model, self.layers, self.piece, type(model).__name__)
         with capture.watching(n, put):
             yield values
         self.notices = capture.notices

@@ -59,6 +59,6 @@ class Taps:
         def put(layer: str, x: torch.Tensor) -> None:
             seen[layer] = x.clone() if self._reduce is None else self._reduce(layer, x)
 
-        with Capture(model, self.layers).watching(n, put):
+        with Capture(model, self.layers, type(model).__name__).watching(n, put):
             yield values
         values.update(seen if self._combine is None else self._combine(seen))

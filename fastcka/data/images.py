@@ -173,7 +173,7 @@ class ImageBatches:
             if broken and self._on_broken == "stop":
                 raise ValueError(
                     f"cannot read the image {broken[0].name!r} in {broken[0].place!r}: "
-                    f"{broken[0].reason}; repair or remove it, or skip such images (on_broken)"
+                    f"{broken[0].reason}; repair or remove it, or skip such images (`on_broken`)"
                 )
             self._broken.update(file.name for file in broken)
             if batch:
