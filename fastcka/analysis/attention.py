@@ -373,9 +373,19 @@ def _fused(
         of_call = (*query.shape[:-1], key.shape[-2])
         mask = _by_windows(attn_mask.detach().expand(of_call), n, heads)
 
+    # Scores of a piece, none of which is larger than the first: memory that was freed may have gone
+    # back to the system, and is then asked for page by page.
+    room = None
+
     def rows(images: slice, queries: slice) -> torch.Tensor:
-        some = _wide(q[images, :, :, queries]) * scale
-        scores = some @ _wide(k[images]).transpose(-1, -2)
+        nonlocal room
+        left, right = _wide(q[images, :, :, queries]), _wide(k[images])
+        of_piece = (*left.shape[:-1], right.shape[-2])
+        left, right = left.flatten(0, 2), right.flatten(0, 2)
+        room = left.new_empty(math.prod(of_piece)) if room is None else room
+        scores = room[: math.prod(of_piece)].view(-1, *of_piece[-2:])
+        torch.baddbmm(scores, left, right.mT, beta=0, alpha=scale, out=scores)
+        scores = scores.view(of_piece)
         if mask is None:
             return torch.softmax(scores, -1)
         part = mask[images, :, :, queries]
