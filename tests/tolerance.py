@@ -4,16 +4,23 @@ import torch
 
 U32 = 2.0**-24  # unit roundoff of float32
 U64 = 2.0**-53
+# unit roundoff of operands of 16 bits
+UNIT = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 
 
-def gram_entry(dtype, p):
+def gram_entry(dtype, p, operand=None, on_gpu=False):
     """An entry of the Gram matrix, relative to Σ_k |x_ik| |x_jk| of the centred values.
 
     A sum of m products in a row errs by m roundings where all agree, and by some sqrt(m) where they
     do not; four times that. In float32 at most 256 products, and the blocks of BLAS, are added in a
-    row before the sum goes on in float64; in float64 all p are.
+    row before the sum goes on in float64; in float64 all p are. An operand of 16 bits rounds both
+    factors. Tensor cores add 16 products at once and cut off what float32 does not hold, for up to
+    16,384 of them.
     """
-    return 64 * U32 if dtype != torch.float64 else (64 + 4 * p**0.5) * U64
+    if dtype == torch.float64:
+        return (64 + 4 * p**0.5) * U64
+    cut = min(p, 16_384) / 16 * 2 * U32 if on_gpu else 0.0
+    return 64 * U32 + 2 * UNIT.get(operand, 0.0) + cut
 
 
 # CKA of a kernel against the float64 definition on the values as received.

@@ -13,17 +13,40 @@ from contextvars import ContextVar
 
 import torch
 
-from fastcka.kernels import native, torch_finish, torch_gram, torch_gram_finish, torch_hsic
+from fastcka.kernels import (
+    native,
+    torch_finish,
+    torch_gram,
+    torch_gram_finish,
+    torch_hsic,
+    triton_versions,
+)
 
 OPERATIONS: dict[str, dict[str, Callable]] = {
-    "gram": {"native": native.gram, "torch": torch_gram.gram},
-    "finish": {"native": native.finish, "torch": torch_finish.finish},
-    "gram_finish": {"native": native.gram_finish, "torch": torch_gram_finish.gram_finish},
-    "hsic_pairs": {"native": native.hsic_pairs, "torch": torch_hsic.hsic_pairs},
+    "gram": {
+        "native": native.gram,
+        "triton": triton_versions.gram,
+        "torch": torch_gram.gram,
+    },
+    "finish": {
+        "native": native.finish,
+        "triton": triton_versions.finish,
+        "torch": torch_finish.finish,
+    },
+    "gram_finish": {
+        "native": native.gram_finish,
+        "triton": triton_versions.gram_finish,
+        "torch": torch_gram_finish.gram_finish,
+    },
+    "hsic_pairs": {
+        "native": native.hsic_pairs,
+        "triton": triton_versions.hsic_pairs,
+        "torch": torch_hsic.hsic_pairs,
+    },
 }
-BACKENDS = ("native", "torch")
-# The CUDA version of finish has not been timed on a GPU yet: torch first there.
-ORDER = {"cpu": ("native", "torch"), "cuda": ("torch", "native")}
+BACKENDS = ("native", "triton", "torch")
+# Neither Triton's nor CUDA's versions have been timed on a GPU yet: torch first there.
+ORDER = {"cpu": ("native", "torch"), "cuda": ("torch", "triton", "native")}
 NATIVE_ON_CUDA = ("finish",)
 
 _named: ContextVar[str | None] = ContextVar("fastcka_backend", default=None)
@@ -88,6 +111,8 @@ def obstacle(operation: str, backend: str, device: torch.device) -> str | None:
     """Why a backend cannot run an operation on a device; None where it can."""
     if backend == "torch":
         return None
+    if backend == "triton":
+        return triton_versions.obstacle(device)
     if native.module is None:
         return f"the native kernels are not installed ({native.missing})"
     if device.type == "cuda":

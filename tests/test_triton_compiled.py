@@ -1,0 +1,190 @@
+"""What Triton's compiler makes of every kernel, for GPUs that need not be here."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fastcka.kernels import triton_finish, triton_gram, triton_hsic, triton_launch
+from fastcka.kernels.schedule import WIDE
+from fastcka.kernels.triton_launch import GFX942, SM80, SM90, SM100
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of Triton itself
+
+GPUS = {
+    SM80.name: GPUTarget("cuda", 80, 32),
+    SM90.name: GPUTarget("cuda", 90, 32),
+    SM100.name: GPUTarget("cuda", 100, 32),
+    GFX942.name: GPUTarget("hip", "gfx942", 64),
+}
+# kB that a program may use
+SHARED = {SM80.name: 163, SM90.name: 227, SM100.name: 227, GFX942.name: 64}
+# Products of matrices by tensor cores, as the instructions are called.
+TENSOR_CORES = {SM80.name: r"\bHMMA", SM90.name: r"\bHGMMA", SM100.name: r"\bUTC\w*MMA"}
+TENSOR_CORES[GFX942.name] = r"\bv_mfma"
+FP16, BF16, FP32 = torch.float16, torch.bfloat16, torch.float32
+POINTERS = {FP16: "*fp16", BF16: "*bf16", FP32: "*fp32"}
+TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+TABLES = {"segments": "*i64", "begins": "*i64", "pivots": "*fp32", "largest": "*i32"}
+TABLES |= {"partials": "*fp32"}
+
+
+def compiled(kernel, gpu, signature, constants, aligned, **options):
+    """The kernel for a GPU, by its argument names; `aligned` are at multiples of 16."""
+    names = kernel.arg_names
+    source = ASTSource(
+        fn=kernel,
+        signature={name: signature.get(name, "constexpr") for name in names},
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    return triton.compile(source, target=GPUS[gpu], options=options)
+
+
+def compiled_products(target, constants, setting, dtype, aligned=True):
+    return compiled(
+        triton_gram.products_kernel,
+        target.name,
+        {"base": POINTERS[dtype], "n": "i32"} | TABLES,
+        constants,
+        [*TABLES, "base"] if aligned else TABLES,
+        num_warps=setting.warps,
+        num_stages=setting.stages,
+    )
+
+
+def dump(option, cubin, tmp_path):
+    file = tmp_path / "kernel.cubin"
+    file.write_bytes(cubin)
+    return subprocess.run([TOOL, option, file], capture_output=True, text=True, check=True).stdout
+
+
+def check_resources(binary, gpu, tmp_path):
+    """No spills, no local memory, and shared memory within the limit. Returns the instructions."""
+    assert binary.metadata.shared <= SHARED[gpu] << 10
+    if gpu == GFX942.name:
+        text = binary.asm["amdgcn"]
+        for what in ("vgpr_spill_count", "sgpr_spill_count", "private_segment_fixed_size"):
+            assert re.findall(rf"\.{what}:\s*(\d+)", text) == ["0"], what
+        return text
+    usage = dump("-res-usage", binary.asm["cubin"], tmp_path)
+    assert re.findall(r"STACK:(\d+)", usage)[-1] == "0"
+    code = dump("-sass", binary.asm["cubin"], tmp_path)
+    assert not re.findall(r"\b(?:LDL|STL)\b", code)
+    return code
+
+
+def products():
+    for target in (SM80, SM90, SM100, GFX942):
+        for tile in target.narrow:
+            if tile is WIDE and target.pair is not WIDE:
+                continue
+            for dtype in (FP16, BF16):
+                yield target, tile, dtype, dtype, True, False
+            if tile.kind != "triangle" and tile is not WIDE:
+                yield target, tile, FP16, FP16, False, False  # value by value
+                yield target, tile, FP16, FP16, True, True  # rows far apart
+        for tile in target.wide:
+            for dtype, operand in ((FP32, FP32), (FP32, FP16), (FP16, FP32)):
+                yield target, tile, dtype, operand, True, False
+            yield target, tile, FP32, FP32, False, True
+
+
+def label(case):
+    target, tile, dtype, operand, aligned, far = case
+    types = f"{str(dtype)[6:]}-{str(operand)[6:]}"
+    ends = ("" if aligned else "-ragged") + ("-far" if far else "")
+    return f"{target.name}-{tile.kind}-{tile.rows}x{tile.columns}-{types}{ends}"
+
+
+def often(case):
+    """A few in every run, the rest in the slow one."""
+    target, _, dtype, operand, aligned, far = case
+    return target is SM90 and dtype == operand == FP16 and aligned and not far
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=label(case), marks=() if often(case) else pytest.mark.slow)
+        for case in products()
+    ],
+)
+def test_products_use_the_tensor_cores_and_spill_nothing(tmp_path, case):
+    target, tile, dtype, operand, aligned, far = case
+    constants, setting = triton_launch.products_constants(
+        target, tile, dtype, operand, aligned=aligned, far=far
+    )
+    binary = compiled_products(target, constants, setting, dtype, aligned)
+    code = check_resources(binary, target.name, tmp_path)
+    assert re.search(TENSOR_CORES[target.name], code)
+    if aligned and target is not GFX942:  # on their way to shared memory, 16 bytes at once
+        assert re.search(r"LDGSTS\.E.*\.128", code)
+
+
+def others():
+    n = {"n": "i32"}
+    sample = {"base": "*fp16", "layers": "*i64", "pivots": "*fp32", "largest": "*i32"}
+    sample |= {"norms": "*fp64"} | n
+    for rows in (2, 8):
+        constants = {"PIECE": 8, "ROWS": rows, "BLOCK": 1024, "PADDING": 256}
+        yield f"sample-{rows}", triton_gram.sample_kernel, sample, constants
+    works = {"works": "*i64", "partials": "*fp32", "largest": "*i32", "k": "*fp64"} | n
+    for tile in SM90.narrow:
+        constants = {"KIND": tile.kind, "A": tile.rows, "B": tile.columns}
+        constants["SIDE"] = triton_launch.SIDE
+        name = f"add-up-{tile.kind}-{tile.rows}x{tile.columns}"
+        yield name, triton_gram.add_up_kernel, works, constants
+    means = {"k": "*fp64", "means": "*fp64"} | n
+    sums = {"k": "*fp64", "diagonal": "*fp64", "row_sums": "*fp64"} | n
+    sums |= {"diagonal_stride": "i32", "row_sums_stride": "i32"}
+    pack = sums | {"packed": "*fp64", "squares": "*fp64", "packed_stride": "i64"}
+    summary = {"squares": "*fp64", "diagonal": "*fp64", "stats": "*fp64", "summary": "*fp64"}
+    summary |= n | {"diagonal_stride": "i32", "summary_stride": "i32"}
+    for columns in (64, 256, 2048):
+        size = {"COLUMNS": columns}
+        yield f"row-means-{columns}", triton_gram.row_means_kernel, means, size
+        yield f"recentre-{columns}", triton_gram.recentre_kernel, means, size
+        yield f"row-sums-{columns}", triton_finish.row_sums_kernel, sums, size
+        for kind, biased in (("unbiased", False), ("biased", True)):
+            constants = size | {"BIASED": biased}
+            name = f"pack-{kind}-{columns}"
+            yield name, triton_finish.centre_and_pack_kernel, pack, constants
+        yield f"summary-{columns}", triton_finish.summary_kernel, summary, size
+    hsic = {name: "*fp64" for name in ("a", "b", "partials")}
+    hsic |= {"rows_a": "i32", "rows_b": "i32", "length": "i32", "run": "i32"}
+    hsic |= {"a_stride": "i64", "b_stride": "i64"}
+    constants = {"TILE": triton_hsic.TILE, "STEP": triton_hsic.STEP}
+    yield "hsic", triton_hsic.hsic_kernel, hsic, constants
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize("kernel", list(others()), ids=lambda kernel: kernel[0])
+def test_the_other_kernels_spill_nothing(tmp_path, kernel, gpu):
+    _, function, signature, constants = kernel
+    pointers = [name for name, kind in signature.items() if kind.startswith("*")]
+    binary = compiled(function, gpu, signature, constants, pointers)
+    check_resources(binary, gpu, tmp_path)
+
+
+def test_a_kernel_that_needs_too_many_registers_would_be_seen(tmp_path):
+    constants, setting = triton_launch.products_constants(SM90, WIDE, FP16, FP16)
+    constants |= {"A": 256, "STEP": 64}
+    binary = compiled_products(SM90, constants, setting._replace(stages=2), FP16)
+    with pytest.raises(AssertionError):
+        check_resources(binary, SM90.name, tmp_path)
+
+
+def test_fastcka_does_not_import_triton_until_it_is_used():
+    code = "import fastcka, sys; raise SystemExit('triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-P", "-c", code]).returncode == 0

@@ -1,0 +1,125 @@
+"""Every tile and branch of the Triton kernels, by Triton's interpreter on a CPU.
+
+It is chosen when Triton is imported, for the whole process: `test_triton.py` starts one. Programs
+run one after the other, so what is wrong between them does not show here.
+"""
+
+import itertools
+
+import pytest
+import torch
+from data import as_float64
+from tolerance import CKA, UNIT, gram_entry
+
+from fastcka.kernels import dispatch, gram, gram_finish, triton_launch
+from fastcka.kernels.triton_launch import GFX942, SM80, SM90, SM100, tiles
+from fastcka.maths import gram as definition
+
+TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@pytest.fixture(autouse=True)
+def by_triton():
+    with dispatch.using("triton"):
+        yield
+
+
+def check(k, x, operand):
+    values = torch.from_numpy(definition.subtract_mean_row(as_float64(x)))
+    expected, terms = values @ values.T, values.abs() @ values.abs().T
+    # The pivot is the mean of a few rows: what is rounded is up to twice what is left of the mean.
+    bound = gram_entry(x.dtype, x.shape[1]) + 2 * UNIT.get(operand, 0.0)
+    error = (k.tril() - expected.tril()).abs() / terms
+    assert error.max() <= bound, f"{error.max() / bound:.3g} times the bound"
+
+
+CASES = [
+    (target, n, operand, features)
+    for target in (SM80, SM90)
+    for n, operand in [*itertools.product((5, 65), TYPES), (130, "fp16"), (130, "bf16")]
+    for features in (136, 131)  # whole pieces of 16 bytes, and not
+]
+CASES += [(SM90, 260, "fp16", 72), (SM100, 260, "fp16", 72), (SM80, 130, "fp32", 35)]
+
+
+@pytest.mark.parametrize(("target", "n", "operand", "features"), CASES)
+def test_every_tile_gives_the_definition(monkeypatch, target, n, operand, features):
+    monkeypatch.setattr(triton_launch, "target_of", lambda device: target)
+    operand = TYPES[operand]
+    other = torch.float16 if operand == torch.float32 else torch.float32
+    for dtype in (operand, other) if n < 100 else (operand,):
+        x = (torch.randn(n, features) + 1).to(dtype)
+        check(gram(x, operand=operand).k, x, operand)
+
+
+def test_the_cases_use_every_tile():
+    used = set()
+    for target, n, operand, features in CASES:
+        dtype = TYPES[operand]
+        used |= {tile for tile, _ in tiles(target, n, dtype, dtype, features % 8 == 0)}
+    assert used == set(SM90.narrow) | set(SM90.wide)
+
+
+@pytest.mark.parametrize("programs", [1, 3])
+def test_what_is_longer_than_a_chunk_is_added_up_in_its_slot(monkeypatch, programs):
+    monkeypatch.setattr(triton_launch, "_processors", lambda device: programs)
+    x = torch.randn(5, 20_000, dtype=torch.float16)
+    check(gram(x, operand="fp16").k, x, torch.float16)
+
+
+def test_rows_that_are_2_to_the_31_values_apart_are_found():
+    stride = 2**23 + 8
+    x = torch.zeros(5 * stride, dtype=torch.float16).as_strided((5, 300), (stride, 1))
+    x.copy_(torch.randn(5, 300))
+    check(gram(x, operand="fp16").k, x, torch.float16)
+
+
+def test_joint_and_separate_runs_agree_and_each_repeats_its_bits():
+    layers = [torch.randn(9, p, dtype=torch.float16) for p in (8, 1000, 77, 3000)]
+    first, second = (gram_finish(layers, operand="fp16") for _ in range(2))
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other)
+    for row, x in enumerate(layers):
+        alone = gram_finish([x], operand="fp16").packed[0]
+        assert (alone - first.packed[row]).norm() <= 1e-6 * alone.norm()
+
+
+def test_layers_of_all_types_go_together():
+    layers = [torch.randn(6, 40).to(t) for t in (*TYPES.values(), torch.float64, torch.float16)]
+    for operand in (None, "fp16"):
+        if operand:
+            layers = [x for x in layers if x.dtype != torch.float64]
+        together = gram_finish(layers, operand=operand).packed
+        for row, x in enumerate(layers):
+            alone = gram_finish([x], operand=operand).packed[0]
+            assert (alone - together[row]).norm() <= 1e-6 * alone.norm()
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0, 1e4])
+def test_an_offset_costs_no_digits(offset):
+    x = torch.randn(40, 600) + offset
+    packed = gram_finish([x], backend="triton").packed[0]
+    expected = gram_finish([x.double()], backend="torch").packed[0]
+    cosine = packed @ expected / packed.norm() / expected.norm()
+    assert 1 - cosine <= CKA
+
+
+def test_values_that_no_sampled_row_has_do_not_overflow():
+    # Of 20 rows two are sampled, and they are zero; the others are not small.
+    x = torch.zeros(20, 64)
+    for row in set(range(20)) - {0, 10}:
+        x[row] = torch.randn(64) * 1e4
+    for operand in ("fp32", "bf16"):
+        check(gram(x, operand=operand).k, x, TYPES[operand])
+    assert gram(x.half(), operand="fp16").k.tril().isfinite().all()
+
+
+def test_every_pair_of_dtype_and_operand_has_constants():
+    for target, dtype, operand in itertools.product(
+        (SM80, SM90, SM100, GFX942), TYPES.values(), TYPES.values()
+    ):
+        settings = target.narrow if dtype == operand != torch.float32 else target.wide
+        for tile in settings:
+            constants, setting = triton_launch.products_constants(target, tile, dtype, operand)
+            assert triton_launch.PADDING % setting.step == 0
+            assert constants["CHUNK"] % setting.step == 0
