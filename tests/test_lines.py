@@ -7,6 +7,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.text import Annotation, Text
 
 from fastcka.report.lines import COLOURS, Line, line_plot
+from fastcka.report.saving import save_new
 
 AXES = {"x_label": "block", "y_label": "CKA"}
 
@@ -102,3 +103,17 @@ def test_nothing_to_draw_and_an_unknown_suffix_are_refused(tmp_path):
         line_plot({}, **AXES)
     with pytest.raises(ValueError, match=r"`path` must end in \.png, \.pdf, \.svg"):
         line_plot({"a": falling()}, **AXES, path=tmp_path / "a.gif")
+
+
+def test_a_pdf_is_written_again_only_where_the_figure_is_another(tmp_path):
+    path = tmp_path / "figure.pdf"
+
+    def written(y):
+        save_new(line_plot({"vit": Line([0, 1], [0, y])}, x_label="block", y_label="CKA"), path)
+        return path.stat().st_mtime_ns, path.read_bytes()
+
+    (first, one), (second, _), (third, other) = written(1), written(1), written(2)
+    assert first == second < third
+    assert one != other
+    path.unlink()
+    assert written(1)[1] == one

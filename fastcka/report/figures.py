@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fastcka.report.saving import save_to
+from fastcka.report.saving import save_to, svg
 
 SVG_LIMIT = 400_000  # bytes; larger vector pictures become pixels
 POINTS = 72  # in an inch
@@ -105,13 +105,10 @@ def picture(figure) -> Picture:
     >>> picture(figure).uri[:18]
     'data:image/svg+xml'
     """
-    file = io.BytesIO()
-    save_to(figure, file, ".svg")
-    svg = file.getvalue()
-    points = re.search(rb'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups()
+    kind, data = "svg+xml", svg(figure)
+    points = re.search(rb'viewBox="0 0 ([\d.]+) ([\d.]+)"', data).groups()
     width, height = (round(float(side) * PIXELS / POINTS) for side in points)
-    kind, data = "svg+xml", svg
-    if len(svg) > SVG_LIMIT:
+    if len(data) > SVG_LIMIT:
         file = io.BytesIO()
         save_to(figure, file, ".png")
         kind, data = "png", file.getvalue()
