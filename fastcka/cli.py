@@ -346,7 +346,9 @@ def _add_study(commands) -> None:
     add("--probe-split", metavar="NAME", help="of --probe-data")
     _add_running(parser)
     add = parser.add_argument_group("output").add_argument
-    add("--output", metavar="DIR", help="folder (default: fastcka-results/study)")
+    add("--output", metavar="DIR",
+        help="folder (default: fastcka-results/study); its page has what earlier commands found "
+        "there too, on the same networks and images with the same settings")  # fmt: skip
     add("--quiet", action="store_true", help="print nothing but warnings and errors")
 
 

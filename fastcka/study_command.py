@@ -28,6 +28,7 @@ from fastcka.command import (
 from fastcka.data import write_images
 from fastcka.experiments.registry import experiments
 from fastcka.experiments.runner.claims import VERDICTS, Verdict
+from fastcka.experiments.runner.earlier import earlier
 from fastcka.experiments.runner.embedded import embedded
 from fastcka.experiments.runner.probing import Shots
 from fastcka.experiments.runner.report import write_report
@@ -39,7 +40,7 @@ from fastcka.launch import device
 from fastcka.output_folder import writing
 from fastcka.participant import autocast_dtype
 from fastcka.report.page import by_claim
-from fastcka.report.saving import save
+from fastcka.report.saving import save_new
 
 FOLDER = RESULTS / "study"
 LOCK, CLAIMS, SUMMARY, PAGE = ".lock", "claims.csv", "study.json", "report.html"
@@ -200,17 +201,21 @@ def _keep(
     """Write the result and the figures of an experiment, or why there are none; the figures."""
     title = f"{', '.join(experiment.NUMBERS)}, {experiment.TITLE}"
     figures = {}
-    for left in [*folder.glob("result.*"), *folder.glob("*.pdf")]:  # of an earlier study
+    for left in folder.glob("result.*"):  # of an earlier study
         left.unlink()
     if outcome.status == DONE:
         try:
             outcome.result.save(folder)
             figures = experiment.plot(outcome.result)
             for name, figure in figures.items():
-                save(figure, folder / f"{file_name(name)}.pdf")
+                save_new(figure, folder / f"{file_name(name)}.pdf")
         except Exception as error:  # a figure that fails does not end the study
-            outcome.status, outcome.trace = FAILED, traceback.format_exc()
+            outcome.status, outcome.trace, figures = FAILED, traceback.format_exc(), {}
             outcome.why = f"its figures: {type(error).__name__}: {error}"
+    written = {f"{file_name(name)}.pdf" for name in figures}
+    for left in folder.glob("*.pdf"):  # of an earlier study
+        if left.name not in written:
+            left.unlink()
     if outcome.status == FAILED:
         folder.mkdir(exist_ok=True)
         (folder / ERROR).write_text(outcome.trace)
@@ -253,16 +258,21 @@ def _write(
     figures: Mapping[str, dict],
     study: Study,
 ) -> None:
-    """The page, the claims as a table, and all that became of the experiments."""
+    """The page, the claims as a table, and all that became of the experiments, earlier ones too."""
+    every = experiments()
+    others = earlier(folder, set(every) - set(asked), study.about)
+    shown = {name: module for name, module in every.items() if name in asked or name in others}
+    outcomes = {**outcomes, **{name: Outcome(DONE, result) for name, result in others.items()}}
     write_report(
         folder / PAGE,
-        asked,
+        shown,
         outcomes,
         study.about,
         figures=figures,
         pdf=lambda name, figure: f"{name}/{file_name(figure)}.pdf",
+        earlier=others,
     )
-    rows = _rows(asked, outcomes)
+    rows = _rows(shown, outcomes)
     with array_file.replacing(folder / CLAIMS) as file:
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
@@ -274,7 +284,7 @@ def _write(
             name: {"numbers": experiment.NUMBERS, "title": experiment.TITLE}
             | ({"status": outcomes[name].status, "why": outcomes[name].why} if name in outcomes
                else {"status": "not reached", "why": ""})
-            for name, experiment in asked.items()
+            for name, experiment in shown.items()
         },
         "claims": rows,
         "about": study.about,

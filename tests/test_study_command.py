@@ -116,6 +116,21 @@ def test_an_interrupted_study_leaves_what_is_finished(
     ]
 
 
+def test_the_page_has_what_earlier_commands_found_with_the_same_settings(images, tmp_path, undrawn):
+    arguments = ["--data", images, "--output", str(tmp_path), *PAIR]
+    assert study(*arguments, "--experiments", "E1") == 0
+    within = rows_of(tmp_path)
+    assert study(*arguments, "--experiments", "E2") == 0
+    rows = rows_of(tmp_path)
+    assert rows[: len(within)] == within
+    assert {row["experiment"] for row in rows} == {"E1", "E2"}
+    told = "E1, on the same networks and images with the same settings"
+    assert told in (tmp_path / "report.html").read_text()
+    assert study(*arguments, "--experiments", "E2", "--seed", "1") == 0
+    assert {row["experiment"] for row in rows_of(tmp_path)} == {"E2"}
+    assert "earlier commands" not in (tmp_path / "report.html").read_text()
+
+
 def test_variants_are_named_by_the_models_as_given(images, tmp_path, undrawn):
     arguments = ["--experiments", "E17", "--data", images, "--output", str(tmp_path)]
     arguments += ["--models", "vit_tiny_patch16_224", "vit_tiny_patch16_224.augreg_in21k"]

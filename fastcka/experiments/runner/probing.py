@@ -7,9 +7,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from fastcka.analysis.few_shot import WORKSPACE, Draw, draw
+from fastcka.analysis.few_shot import Draw, FewShot, draw
 from fastcka.analysis.observer import Observer
-from fastcka.analysis.ridge import RidgePath
 from fastcka.data import ImageBatches
 from fastcka.experiments.runner.needs import NotApplicable, Probe
 from fastcka.experiments.runner.sample import Sample, view
@@ -89,7 +88,7 @@ def run(
         labels = chosen.meaning[labels]
         tests += len(labels)
         for key, x in values.items():
-            found = torch.stack([one.accuracy(x, labels) for one in probes[key]])
+            found = torch.stack([one.accuracy(x, labels) for one in probes[key]]).cpu()
             right[key] = right[key] + found * len(labels)
     found = {}
     for need in needs:
@@ -166,7 +165,7 @@ def _meaning(here: Sequence[str], there: Sequence[str], labels: Sequence[int]) -
 
 def _fitted(
     seen: Iterator[tuple[torch.Tensor, torch.Tensor, dict[Key, torch.Tensor]]], chosen: _Chosen
-) -> dict[Key, list["_Probes"]]:
+) -> dict[Key, list[FewShot]]:
     """Of each layer its probes, for every draw."""
     parts: dict[Key, list[torch.Tensor]] = {}
     files = []
@@ -183,7 +182,7 @@ def _fitted(
     for key in list(parts):
         x = torch.cat(parts.pop(key), -2)
         x = x.index_select(-2, order.to(x.device))
-        probes[key] = [_Probes(x, chosen.labels[place], one, chosen.classes) for one in draws]
+        probes[key] = [FewShot(x, chosen.labels[place], one, chosen.classes) for one in draws]
     return probes
 
 
@@ -191,34 +190,6 @@ def _without_missing(rows: torch.Tensor) -> torch.Tensor:
     if not (rows >= 0).any():
         raise NotApplicable("none of the images that probes need can be read")
     return rows[rows >= 0]
-
-
-class _Probes:
-    """Of one layer and draw: fitted some at a time, each with the lambda that did best."""
-
-    def __init__(self, x: torch.Tensor, labels: torch.Tensor, chosen: Draw, classes: int):
-        self._shape = x.shape[:-2]
-        probes = x.reshape(-1, *x.shape[-2:])
-        fit, held_out = (part.to(x.device) for part in chosen)
-        images, width = len(fit), x.shape[-1]
-        self._at_once = max(1, WORKSPACE // (width * (images + min(images, width) + classes)))
-        self._fitted = []
-        for some in probes.split(self._at_once):
-            path = RidgePath.fit(some.index_select(-2, fit), labels[chosen.fit], classes)
-            found = path.accuracy(some.index_select(-2, held_out), labels[chosen.held_out])
-            among = torch.tensor(path.lambdas, dtype=torch.float64, device=found.device)
-            best = found == found.amax(-1, keepdim=True)
-            # Of equally good ones the largest.
-            self._fitted.append((path, torch.where(best, among, 0.0).amax(-1)))
-
-    def accuracy(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Share of these images that each probe gets right, on the CPU."""
-        parts = x.reshape(-1, *x.shape[-2:]).split(self._at_once)
-        found = [
-            path.accuracy(some, labels, lam)
-            for some, (path, lam) in zip(parts, self._fitted, strict=True)
-        ]
-        return torch.cat(found).reshape(self._shape).cpu()
 
 
 def _features(

@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -30,6 +30,7 @@ def write_report(
     *,
     figures: Mapping[str, Mapping] | None = None,
     pdf: Callable[[str, str], str] | None = None,
+    earlier: Collection[str] = (),
     command: str = "",
     title: str = TITLE,
 ) -> Path:
@@ -43,6 +44,7 @@ def write_report(
         figures: by the name of the experiment, then their own; those that are missing are drawn.
         pdf: from the name of an experiment and of a figure to the path of the figure for print,
             relative to the page.
+        earlier: names of experiments that another command made.
         command: that runs the study; "" is the one that `about` holds.
 
     Returns:
@@ -58,7 +60,7 @@ def write_report(
         lead=LEAD,
         paper=PAPER,
         networks=_networks(about),
-        facts=_facts(about),
+        facts=_facts(about) | _made_earlier(experiments, earlier),
         command=command or about.get("command", ""),
         folder=path.parent,
     )
@@ -141,6 +143,13 @@ def _networks(about: Mapping) -> list[dict]:
     if not any(row["Differs"] != "–" for row in rows):
         rows = [{key: row[key] for key in row if key != "Differs"} for row in rows]
     return rows
+
+
+def _made_earlier(experiments: Mapping[str, ModuleType], names: Collection[str]) -> dict[str, str]:
+    """Which experiments are of earlier commands; each says which, where its numbers come from."""
+    numbers = [n for name in experiments if name in names for n in experiments[name].NUMBERS]
+    told = f"{', '.join(numbers)}, on the same networks and images with the same settings"
+    return {"Made by earlier commands": told} if numbers else {}
 
 
 def _facts(about: Mapping) -> dict[str, str]:

@@ -231,6 +231,7 @@ class Study:
             "images": self._images.provenance(),
             "sample": self.sample.identity(),
             "shots": asdict(self.shots),
+            "probed": self._probed,
             "autocast": None if self.autocast is None else str(self.autocast),
             **provenance(self.device or "cpu"),
         }
