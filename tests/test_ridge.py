@@ -10,7 +10,7 @@ from tolerance import REORDERED, assert_close
 
 from fastcka.analysis import few_shot as few_shot_module
 from fastcka.analysis import ridge as ridge_module
-from fastcka.analysis.few_shot import draw, few_shot, few_shot_draws
+from fastcka.analysis.few_shot import Draw, FewShot, draw
 from fastcka.analysis.ridge import LAMBDAS, RidgePath
 from fastcka.maths import ridge as definition
 
@@ -39,6 +39,13 @@ def planted(images, width, separation, seed, tokens=1, knowing=(0,)):
     for token in knowing:
         x[token, :, 1] += separation * (labels - 0.5)
     return x, labels
+
+
+def fitted(fit, held_out, classes, **options):
+    """Probes of images that were chosen one by one."""
+    (x, y), (x_held, y_held) = fit, held_out
+    chosen = Draw(*torch.arange(len(y) + len(y_held)).split([len(y), len(y_held)]))
+    return FewShot(torch.cat([x, x_held], -2), torch.cat([y, y_held]), chosen, classes, **options)
 
 
 def near(measured, expected, images):
@@ -187,10 +194,8 @@ def test_a_class_without_images_is_never_chosen():
 def test_classes_apart_are_told_as_often_as_they_can_be(separation):
     (x, y), test = planted(3000, 16, separation, 1), planted(4000, 16, separation, 2)
     held_out = planted(1000, 16, separation, 3)
-    found = few_shot((x, y), held_out, test, 2)
-    expected = definition.accuracy_at(separation)
-    near(float(found.accuracy), expected, 4000)
-    assert_close(found.stderr**2 * 4000, found.accuracy * (1 - found.accuracy), 1e-12)
+    found = fitted((x, y), held_out, 2).accuracy(*test)
+    near(float(found), definition.accuracy_at(separation), 4000)
 
 
 @pytest.mark.parametrize("knowing", [(5,), range(9)], ids=["one token", "all tokens"])
@@ -199,13 +204,15 @@ def test_a_label_is_found_in_the_tokens_that_know_it(knowing):
     separation = 3.0 if len(knowing) == 1 else 0.75
     parts = [planted(n, 12, separation, seed, 9, knowing) for n, seed in
              ((3000, 1), (500, 2), (4000, 3))]  # fmt: skip
-    tokens = few_shot(*parts, classes=2)
-    pooled = few_shot(*((x.mean(0), y) for x, y in parts), classes=2)
+    tokens, pooled = (
+        fitted(fit, held_out, 2).accuracy(*test)
+        for fit, held_out, test in (parts, [(x.mean(0), y) for x, y in parts])
+    )
     separations = [separation if token in knowing else 0.0 for token in range(9)]
     for token in range(9):
-        near(float(tokens.accuracy[token]), definition.accuracy_at(separations[token]), 4000)
+        near(float(tokens[token]), definition.accuracy_at(separations[token]), 4000)
     of_mean = definition.separation_of_the_mean(separations)
-    near(float(pooled.accuracy), definition.accuracy_at(of_mean), 4000)
+    near(float(pooled), definition.accuracy_at(of_mean), 4000)
 
 
 def test_a_probe_curve_over_layers_is_that_of_their_separations():
@@ -215,7 +222,8 @@ def test_a_probe_curve_over_layers_is_that_of_their_separations():
         x, labels = planted(images, 10, 0.0, seed, tokens=len(separations))
         x[..., 3] += torch.tensor(separations)[:, None] * (labels - 0.5)
         parts.append((x, labels))
-    curve = few_shot(*parts, classes=2).accuracy
+    fit, held_out, test = parts
+    curve = fitted(fit, held_out, 2).accuracy(*test)
     for layer, separation in enumerate(separations):
         near(float(curve[layer]), definition.accuracy_at(separation), 4000)
 
@@ -223,25 +231,27 @@ def test_a_probe_curve_over_layers_is_that_of_their_separations():
 def test_lambda_is_chosen_on_the_held_out_images_and_of_equals_the_largest():
     x, labels, new = problem(30, 8, 3)
     wanted = torch.arange(9) % 3
-    found = few_shot((x, labels), (new, wanted), (x, labels), 3, lambdas=SOME)
+    found = fitted((x, labels), (new, wanted), 3, lambdas=SOME)
     path = RidgePath.fit(x, labels, 3, lambdas=SOME)
     assert found.held_out.equal(path.accuracy(new, wanted))
     best = [lam for lam, a in zip(SOME, found.held_out, strict=True) if a == found.held_out.max()]
     assert found.lam == max(best)
-    assert found.accuracy == path.accuracy(x, labels, found.lam)
+    assert found.accuracy(x, labels) == path.accuracy(x, labels, found.lam)
     easy = torch.cat([torch.zeros(9, 8), torch.ones(9, 8)]), torch.arange(18) // 9
-    assert few_shot(easy, easy, easy, 2).lam == LAMBDAS[-1]
+    assert fitted(easy, easy, 2).lam == LAMBDAS[-1]
 
 
 def test_probes_that_do_not_fit_together_are_fitted_one_after_the_other(monkeypatch):
     x, labels, new = problem(25, 6, 3, probes=(2, 3))
-    parts = (x, labels), (new, torch.arange(9) % 3), (new, torch.arange(9) % 3)
-    together = few_shot(*parts, classes=3)
+    fit, others = (x, labels), (new, torch.arange(9) % 3)
+    together = fitted(fit, others, 3)
     monkeypatch.setattr(few_shot_module, "WORKSPACE", 1)
-    alone = few_shot(*parts, classes=3)
-    assert together.accuracy.shape == together.stderr.shape == together.lam.shape == (2, 3)
+    alone = fitted(fit, others, 3)
+    assert together.lam.shape == together.accuracy(*others).shape == (2, 3)
     assert together.held_out.shape == (2, 3, len(LAMBDAS))
-    assert all(a.equal(b) for a, b in zip(together, alone, strict=True))
+    assert together.lam.equal(alone.lam)
+    assert together.held_out.equal(alone.held_out)
+    assert together.accuracy(*others).equal(alone.accuracy(*others))
 
 
 def test_a_draw_has_so_many_images_of_each_class_and_none_twice():
@@ -269,16 +279,15 @@ FIT = [6, 0, 12, 22, 25, 10, 2, 29, 20]
 HELD_OUT = [24, 21, 16, 19, 5, 11]
 
 
-def test_several_draws_are_each_a_few_shot_of_their_own():
+def test_probes_are_of_the_images_that_were_drawn():
     x, labels = planted(400, 8, 2.0, 1, tokens=3, knowing=(0, 2))
     test = planted(500, 8, 2.0, 2, tokens=3, knowing=(0, 2))
-    found = few_shot_draws((x, labels), test, 2, shots=20, held_out=10, seeds=(0, 7))
-    assert found.accuracy.shape == (2, 3)
-    rows = draw(labels, 2, 20, 10, 7)
-    again = few_shot(*((x[:, part], labels[part]) for part in rows), test, 2)
-    assert found.accuracy[1].equal(again.accuracy)
-    assert bool((found.accuracy[:, 0] > 0.7).all())
-    assert abs(float(found.accuracy[:, 1].mean()) - 0.5) < 0.1
+    chosen = draw(labels, 2, shots=20, held_out=10, seed=7)
+    found = FewShot(x, labels, chosen, 2)
+    again = fitted(*((x[:, rows], labels[rows]) for rows in chosen), 2)
+    assert found.accuracy(*test).equal(again.accuracy(*test))
+    assert bool((found.accuracy(*test)[[0, 2]] > 0.7).all())
+    assert abs(float(found.accuracy(*test)[1]) - 0.5) < 0.15
 
 
 good, zeros = torch.randn(6, 3), torch.zeros(6, dtype=torch.int64)
@@ -312,15 +321,11 @@ REFUSALS = [
      "`features` must be [images, 3] as those fitted, but are [images, 2]"),
     (lambda: path.accuracy(good[None], zeros), ValueError, "but are [1, images, 3]"),
     (lambda: path.accuracy(good.to("meta"), zeros), RuntimeError, "must be on cpu as those fitted"),
-    (lambda: few_shot((good, zeros), (good[:, :2], zeros), (good, zeros), 1), ValueError,
-     "`held_out` must have the probes and features of `fit`, [6, 3], but is [6, 2]"),
     (lambda: draw(zeros, 1, 0, 1, 0), ValueError,
      "`shots` and `held_out` must be 1, 2, 3, …, but are 0 and 1"),
     (lambda: draw(torch.tensor([0, 0, 0, 1, 1]), 2, 2, 1, 0), ValueError,
      "2 images of each class to fit and 1 to hold out, but has 2 of class 1; ask for fewer"),
     (lambda: draw(zeros[None], 1, 2, 1, 0), ValueError, "each of the images, but is [1, 6]"),
-    (lambda: few_shot_draws((good, zeros), (good, zeros), 1, 2, 2, []), ValueError,
-     "`seeds` is empty: give one or more"),
 ]  # fmt: skip
 
 

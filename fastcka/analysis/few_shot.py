@@ -1,4 +1,4 @@
-"""Few-shot accuracy: k images a class to fit, others to choose lambda, and a test set."""
+"""Few-shot probes: k images a class to fit, and others to choose lambda."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,9 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from fastcka.analysis.ridge import LAMBDAS, RidgePath, check_features, check_labels
+from fastcka.analysis.ridge import LAMBDAS, RidgePath, check_labels
 
-Part = tuple[torch.Tensor, torch.Tensor]  # features [..., images, D], labels [images]
 WORKSPACE = 2**25  # numbers of float64 that the probes fitted at once take
 
 
@@ -16,22 +15,6 @@ class Draw(NamedTuple):
     """Numbers of images, by class and within it in random order."""
 
     fit: torch.Tensor
-    held_out: torch.Tensor
-
-
-class FewShot(NamedTuple):
-    """What a probe knows, for each of the leading axes of the features.
-
-    Attributes:
-        accuracy: share of the test images, 0 to 1.
-        stderr: of it over other test images, √(p(1 - p)/M); other images to fit are not in it.
-        lam: chosen on the held-out images.
-        held_out: [..., lambdas], the accuracy on them.
-    """
-
-    accuracy: torch.Tensor
-    stderr: torch.Tensor
-    lam: torch.Tensor
     held_out: torch.Tensor
 
 
@@ -79,25 +62,20 @@ def draw(labels: torch.Tensor, classes: int, shots: int, held_out: int, seed: in
     return Draw(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-def few_shot(
-    fit: Part,
-    held_out: Part,
-    test: Part,
-    classes: int,
-    lambdas: Sequence[float] = LAMBDAS,
-    dtype: torch.dtype = torch.float64,
-) -> FewShot:
-    """Fit a probe, choose lambda on held-out images, and score once on the test images.
+class FewShot:
+    """Probes fitted to some images, each with the lambda that did best on others.
 
-    Of equally good lambdas the largest. Nothing of the test images goes into the probe or lambda.
+    Of equally good lambdas the largest. Nothing of any other image goes into a probe or its lambda.
 
     Args:
-        fit, held_out, test: features [..., images, D] and labels [images] each, with the same
-            leading axes: a probe each, such as one a token.
+        features: [..., images, D]; each of the leading axes has a probe, such as one a token.
+        labels: [images].
+        chosen: which of the images are fitted, and on which lambda is chosen.
         classes, lambdas, dtype: as for `RidgePath.fit`.
 
-    Returns:
-        `FewShot` of float64 tensors [...].
+    Attributes:
+        lam: [...] float64, chosen on the held-out images.
+        held_out: [..., lambdas] float64, the accuracy on them.
 
     Raises: as `RidgePath`.
 
@@ -106,74 +84,46 @@ def few_shot(
 
     >>> labels = torch.arange(60) % 2
     >>> features = torch.randn(3, 60, 4) + 9 * labels[:, None]  # of three tokens
-    >>> parts = [(features[:, rows], labels[rows]) for rows in torch.arange(60).split(20)]
-    >>> few_shot(*parts, classes=2).accuracy.tolist()
+    >>> probes = FewShot(features, labels, draw(labels, 2, shots=10, held_out=10, seed=0), 2)
+    >>> probes.accuracy(features, labels).tolist()
     [1.0, 1.0, 1.0]
     """
-    (x, y), (x_held, y_held), (x_test, y_test) = fit, held_out, test
-    for name, features in (("fit", x), ("held_out", x_held), ("test", x_test)):
-        check_features(name, features)
-        if features.shape[:-2] != x.shape[:-2] or features.shape[-1] != x.shape[-1]:
-            raise ValueError(
-                f"`{name}` must have the probes and features of `fit`, {list(x.shape)}, but is "
-                f"{list(features.shape)}"
+
+    def __init__(
+        self,
+        features: torch.Tensor,
+        labels: torch.Tensor,
+        chosen: Draw,
+        classes: int,
+        lambdas: Sequence[float] = LAMBDAS,
+        dtype: torch.dtype = torch.float64,
+    ):
+        self._shape = features.shape[:-2]
+        fit, held_out = (rows.to(features.device) for rows in chosen)
+        images, width = len(fit), features.shape[-1]
+        self._at_once = max(1, WORKSPACE // (width * (images + min(images, width) + classes)))
+        self._paths, lam, held = [], [], []
+        for some in self._some(features):
+            path = RidgePath.fit(
+                some.index_select(-2, fit), labels[chosen.fit], classes, lambdas, dtype
             )
-    leading, images, width = x.shape[:-2], x.shape[-2], x.shape[-1]
-    x, x_held, x_test = (part.reshape(-1, *part.shape[-2:]) for part in (x, x_held, x_test))
-    at_once = max(1, WORKSPACE // (width * (images + min(images, width)) + classes * width))
-    accuracy, lam, held = [], [], []
-    for probes in torch.arange(len(x)).split(at_once):
-        some = slice(int(probes[0]), int(probes[-1]) + 1)
-        path = RidgePath.fit(x[some], y, classes, lambdas, dtype)
-        held.append(path.accuracy(x_held[some], y_held))
-        among = torch.tensor(path.lambdas, dtype=torch.float64, device=x.device)
-        best = held[-1] == held[-1].amax(-1, keepdim=True)
-        lam.append(torch.where(best, among, 0.0).amax(-1))
-        accuracy.append(path.accuracy(x_test[some], y_test, lam[-1]))
-    p = torch.cat(accuracy).reshape(leading)
-    stderr = (p * (1 - p) / x_test.shape[-2]).sqrt()
-    return FewShot(
-        p, stderr, torch.cat(lam).reshape(leading), torch.cat(held).reshape(*leading, -1)
-    )
+            found = path.accuracy(some.index_select(-2, held_out), labels[chosen.held_out])
+            among = torch.tensor(path.lambdas, dtype=torch.float64, device=found.device)
+            best = found == found.amax(-1, keepdim=True)
+            self._paths.append(path)
+            lam.append(torch.where(best, among, 0.0).amax(-1))
+            held.append(found)
+        self.lam: torch.Tensor = torch.cat(lam).reshape(self._shape)
+        self.held_out: torch.Tensor = torch.cat(held).reshape(*self._shape, -1)
 
+    def accuracy(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Share of other images that each probe gets right, [...] float64."""
+        lams = self.lam.reshape(-1).split(self._at_once)
+        found = [
+            path.accuracy(some, labels, lam)
+            for some, path, lam in zip(self._some(features), self._paths, lams, strict=True)
+        ]
+        return torch.cat(found).reshape(self._shape)
 
-def few_shot_draws(
-    pool: Part,
-    test: Part,
-    classes: int,
-    shots: int,
-    held_out: int,
-    seeds: Sequence[int],
-    lambdas: Sequence[float] = LAMBDAS,
-    dtype: torch.dtype = torch.float64,
-) -> FewShot:
-    """`few_shot` on several draws of images from a pool; their spread is the error of fitting.
-
-    Args:
-        pool: features [..., N, D] and labels [N] of training images; none of them a test image.
-        test, classes, lambdas, dtype: as for `few_shot`. shots, held_out, seeds: as for `draw`.
-
-    Returns:
-        `FewShot` of tensors [seeds, ...].
-
-    Raises: as `draw` and `RidgePath`.
-
-    >>> labels = torch.arange(80) % 2
-    >>> features = torch.randn(80, 4) + 9 * labels[:, None]
-    >>> found = few_shot_draws((features, labels), (features, labels), 2, 10, 5, seeds=range(3))
-    >>> found.accuracy.tolist()
-    [1.0, 1.0, 1.0]
-    """
-    features, labels = pool
-    check_labels("pool", labels, classes, features.shape[-2])
-    found = []
-    for seed in seeds:
-        chosen = draw(labels, classes, shots, held_out, seed)
-        parts = []
-        for rows in chosen:
-            rows = rows.to(features.device)
-            parts.append((features.index_select(-2, rows), labels.to(features.device)[rows]))
-        found.append(few_shot(*parts, test, classes, lambdas, dtype))
-    if not found:
-        raise ValueError("`seeds` is empty: give one or more")
-    return FewShot(*(torch.stack(values) for values in zip(*found, strict=True)))
+    def _some(self, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return features.reshape(-1, *features.shape[-2:]).split(self._at_once)

@@ -73,7 +73,7 @@ class RidgePath:
         Cost: 2·N·D·min(N, D) + 10·min(N, D)³ flop a probe, and memory for some 4 copies of the
         features and min(N, D)·(D + classes) numbers in `dtype`.
         """
-        check_features("features", features)
+        _check_features(features)
         images, width = features.shape[-2:]
         if images < 2:
             raise ValueError(f"`features` must be of at least 2 images to fit, but are of {images}")
@@ -169,7 +169,7 @@ class RidgePath:
                 f"`features` must be on {self._basis.device} as those fitted, but are on "
                 f"{features.device}"
             )
-        check_features("features", features)
+        _check_features(features)
         fitted = [*self._mean.shape[:-2], self._mean.shape[-1]]
         given = [*features.shape[:-2], features.shape[-1]]
         if given != fitted:
@@ -184,14 +184,14 @@ def targets(labels: torch.Tensor, classes: int, dtype: torch.dtype) -> torch.Ten
     return y.scatter_(1, labels.long()[:, None], 1.0)
 
 
-def check_features(name: str, features: torch.Tensor) -> None:
+def _check_features(features: torch.Tensor) -> None:
     """Refuse what is no [..., N, D] of finite numbers."""
     if not isinstance(features, torch.Tensor) or not features.is_floating_point():
         kind = getattr(features, "dtype", type(features).__name__)
-        raise TypeError(f"`{name}` must be a floating tensor [..., images, features], not {kind}")
+        raise TypeError(f"`features` must be a floating tensor [..., images, features], not {kind}")
     if features.ndim < 2 or 0 in features.shape:
         raise ValueError(
-            f"`{name}` must be [..., images, features], none of them 0, but is "
+            "`features` must be [..., images, features], none of them 0, but is "
             f"{list(features.shape)}"
         )
     bad = ~features.isfinite().flatten(-2).all(-1)
@@ -199,8 +199,8 @@ def check_features(name: str, features: torch.Tensor) -> None:
         probe = [] if bad.ndim == 0 else bad.nonzero()[0].tolist()
         where = f" of probe {probe}" if probe else ""
         raise ValueError(
-            f"`{name}`{where} hold inf or nan, of which no probe can be made; leave that layer or "
-            "token out, or run the network in float32"
+            f"`features`{where} hold inf or nan, of which no probe can be made; leave that layer "
+            "or token out, or run the network in float32"
         )
 
 
