@@ -12,7 +12,6 @@ from torch import nn
 from fastcka.analysis.centre_cell import Centre, centre_cell
 from fastcka.analysis.field_maps import centre_share, mass_radius
 from fastcka.capture import Tap
-from fastcka.capture.hooks import layer_name
 from fastcka.capture.matching import Wanted, find
 from fastcka.capture.modules import evaluating, named, uncompiled, unwrap
 from fastcka.capture.tensors import activation
@@ -113,10 +112,10 @@ def receptive_fields(
     for one in wanted:
         if one.tap.chooses:
             raise ValueError(
-                f"`layers` must be whole activations, but {layer_name(one, one.tap.call or 1)!r} "
+                f"`layers` must be whole activations, but {one.layer!r} "
                 "takes a part; leave out `tokens` and `select`"
             )
-    names = [layer_name(one, one.tap.call or 1) for one in wanted]
+    names = [one.layer for one in wanted]
     count = {"exact": COPIES, "projection": projections, "sum": 1}[method]
     copies = min(count, COPIES, batch)
     at_once = min(len(images), batch // copies)
@@ -204,7 +203,7 @@ def _centres(
         for handle in handles:
             handle.remove()
     for one in wanted:
-        name = layer_name(one, one.tap.call or 1)
+        name = one.layer
         if name not in run.found:
             raise ValueError(
                 f"`layers` must be called in a forward pass, but {name!r} is not; tap the module "
@@ -236,7 +235,7 @@ class _Pass:
         call = self._calls[module, side]
         for one in self._wanted.get((module, side, call), []):
             centre = _centre(one, activation(nested), self._x, self._modules)
-            self.found[layer_name(one, call)] = centre
+            self.found[one.layer] = centre
 
 
 def _centre(one: Wanted, activation: torch.Tensor | None, x: torch.Tensor, modules) -> Centre:

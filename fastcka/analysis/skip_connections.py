@@ -96,7 +96,7 @@ class _Network:
             for part in ("skip", "branch", "total"):
                 tap = getattr(place, part)
                 if tap is not None:
-                    self.parts.setdefault(_layer(tap), []).append((place, part, tap))
+                    self.parts.setdefault(tap.layer, []).append((place, part, tap))
         taps = [uses[0][2] for uses in self.parts.values()]
         self.capture = Capture(model, taps, type(unwrap(model)).__name__)
 
@@ -172,10 +172,6 @@ def _products(z: torch.Tensor, f: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
         product = torch.linalg.vecdot(some_z, some_f)
         parts.append([norm(some_z, dim=-1), norm(some_f, dim=-1), product])
     return tuple(torch.cat(some) for some in zip(*parts, strict=True))
-
-
-def _layer(tap: Tap) -> str:
-    return tap.pattern + (f"#{tap.call}" if (tap.call or 1) > 1 else "") + tap.suffix
 
 
 def _said(x: torch.Tensor) -> str:

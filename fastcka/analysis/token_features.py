@@ -49,8 +49,7 @@ def token_features(
     for wanted in find(layers, modules, "a"):
         if wanted.tap.chooses:
             raise ValueError(
-                f"`layers` holds {wanted.name + wanted.tap.suffix!r}, which chooses already; "
-                "leave that to `tokens`"
+                f"`layers` holds {wanted.layer!r}, which chooses already; leave that to `tokens`"
             )
         chosen = {"tokens": tokens}
         if tokens in ("first", "each"):

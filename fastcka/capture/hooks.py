@@ -94,7 +94,7 @@ class Capture:
     @property
     def wanted(self) -> list[str]:
         """The layers asked for, by name; what a forward pass makes of them are `layers`."""
-        return [layer_name(wanted, wanted.tap.call or 1) for wanted in self._wanted]
+        return [wanted.layer for wanted in self._wanted]
 
     def puts_examples_second(self, name: str) -> bool:
         """Whether the module, one around it or a part of it works on [tokens, examples, …]."""
@@ -124,14 +124,13 @@ class Capture:
                 f"for: {reasons[0]}"
             )
         if all(wanted.explicit for wanted in self._wanted):
-            self.layers = tuple(dict.fromkeys(layer_name(w, w.tap.call or 1) for w in self._wanted))
+            self.layers = tuple(dict.fromkeys(wanted.layer for wanted in self._wanted))
         else:
             self.layers = tuple(run.order)
         self.notices = tuple(self._tell(run))
 
     def _explain_absence(self, wanted: Wanted, run: "_Run") -> None:
-        call = wanted.tap.call or 1
-        name = layer_name(wanted, call)
+        name = wanted.layer
         if name in self._rejected:
             raise ValueError(
                 f"layer {name!r} of model {self.label!r} cannot be taken: {self._rejected[name][1]}"
@@ -195,7 +194,7 @@ class _Run:
         call = self.calls[module, side]
         for wanted in places:
             if call == (wanted.tap.call or (1 if wanted.explicit else call)):
-                self._take(wanted, layer_name(wanted, call), nested)
+                self._take(wanted, wanted.tap.layer_of(wanted.name, call), nested)
 
     def _take(self, wanted: Wanted, name: str, nested) -> None:
         capture = self.capture
@@ -250,8 +249,3 @@ class _Run:
                 f"with batch_first=False and as many tokens as examples, {self.n}, its axes cannot "
                 "be told apart: choose another batch size"
             )
-
-
-def layer_name(wanted: Wanted, call: int) -> str:
-    """The name of a layer: its module's, the number of the call, and what is taken of it."""
-    return wanted.name + (f"#{call}" if call > 1 else "") + wanted.tap.suffix

@@ -18,6 +18,11 @@ class Wanted:
     tap: Tap
     explicit: bool  # asked for by this very name: one row, whatever else the module does
 
+    @property
+    def layer(self) -> str:
+        """The name of the layer, of several calls the first."""
+        return self.tap.layer_of(self.name, self.tap.call or 1)
+
 
 def find(layers, modules: dict[str, nn.Module], model: str) -> list[Wanted]:
     """Every (module, tap) that `layers` means, each once, in the order asked for.

@@ -82,6 +82,15 @@ class Tap:
         return int(number) if word == "head" and number.isdecimal() else None
 
     @property
+    def layer(self) -> str:
+        """The name of the layer that it is, or a glob of such names."""
+        return self.layer_of(self.pattern, self.call or 1)
+
+    def layer_of(self, module: str, call: int) -> str:
+        """The name of the layer that it is of one module, at its first, second, … call."""
+        return module + (f"#{call}" if call > 1 else "") + self.suffix
+
+    @property
     def suffix(self) -> str:
         """What the name of a layer bears beside the module's own, so that rows differ."""
         text = " input" if self.side == "input" else ""
