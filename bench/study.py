@@ -3,6 +3,10 @@
 `python bench/study.py` measures, `--output FILE` keeps the rows. A row is a ratio of times within
 one run: the pass with an observer over the bare one, in turn; of CKA, all that is beside the
 forward pass over the Gram matrices alone, on activations of the same shapes.
+
+On a machine that does other things too, several threads want `OMP_WAIT_POLICY=passive`: a thread
+that waits for another spins, so that a barrier lasts as long as what else runs, and observers have
+more barriers than the pass.
 """
 
 import argparse
