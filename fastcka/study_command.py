@@ -53,6 +53,10 @@ def run(options: argparse.Namespace) -> int:
     """`fastcka study`, with its options as parsed; 1 where an experiment failed."""
     options.silent = False
     check_used(options)
+    if options.n and options.batch_size % options.n:
+        raise ValueError(
+            f"--batch-size must be a multiple of --n {options.n}, but is {options.batch_size}"
+        )
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("`fastcka study` runs in one process: start it without torchrun")
     asked = experiments(options.experiments)
@@ -171,9 +175,7 @@ def _number(text: str) -> float:
 
 def _sample(options: argparse.Namespace, subjects: Subjects, place: Path) -> Sample:
     """The images; without --data they are made within `place`."""
-    root, n = options.data, options.n or options.batch_size
-    if options.batch_size % n:
-        raise ValueError(f"--batch-size must be a multiple of --n {n}, but is {options.batch_size}")
+    root = options.data
     if root is None:
         count = GENERATED if options.generate is None else options.generate
         size = max(before_crop(one.network) for one in subjects.values())
@@ -186,7 +188,7 @@ def _sample(options: argparse.Namespace, subjects: Subjects, place: Path) -> Sam
         probe_root=options.probe_data,
         probe_split=options.probe_split,
         count=options.max_images,
-        n=n,
+        n=options.n or options.batch_size,
         fields=options.fields,
         batch_size=options.batch_size,
         seed=options.seed,

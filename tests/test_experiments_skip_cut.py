@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from tolerance import FLOAT64, assert_close
 
 from fastcka import data, models
@@ -52,6 +53,20 @@ def test_the_network_itself_stays_as_it_is_and_weights_are_the_same(vit):
     for one, other in zip(vit.network.module.parameters(), cut.module.parameters(), strict=True):
         assert torch.equal(one, other)
         assert one is not other
+
+
+def test_the_small_vit_guesses_without_them(vit):
+    scenes = [data.Cues(64, seed=2).scene(i) for i in range(64)]
+    transform = vit.network.transform()
+    images = torch.stack([transform(Image.fromarray(scene.image)) for scene in scenes])
+    labels = torch.tensor([scene.factors["label"] for scene in scenes])
+    with torch.no_grad():
+        intact, cut = (
+            (one.network.module(images).argmax(1) == labels).double().mean()
+            for one in (vit, skip_cut(vit, 4))
+        )
+    assert intact > 0.9
+    assert cut < 1 / 8 + 4 * (7 / 64 / 64) ** 0.5  # chance, and four standard errors
 
 
 def test_it_computes_what_one_that_was_trained_so_would_with_these_weights(vit):

@@ -6,9 +6,9 @@ uniform; and it is a little worse. `fastcka study --experiments E10`. Costs one 
 over the images, and the training of a network for each block: `fastcka train NAME --no-skip BLOCK`.
 
 To cut the two skip connections post hoc, out of a trained network, is another test, which destroys
-what it has learned. No claim is about it: its map and its numbers stand beside, and are named post
-hoc. `--models NAME --pretrained --variant skip-cut NAME BLOCK` makes one of any ViT that is made of
-timm's blocks.
+what it has learned: the small ViT of the package then guesses. No claim is about it; its map and
+numbers stand beside, and are named post hoc. `--models NAME --pretrained --variant skip-cut NAME
+BLOCK` makes one of any ViT that is made of timm's blocks.
 """
 
 from collections.abc import Mapping
