@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fastcka.analysis.positions import positions
+from fastcka.analysis.sublayers import moves_tokens
 from fastcka.capture import Tap
 from fastcka.capture.modules import named, unwrap
 from fastcka.capture.selection import Layout, Unusable, layout_of
@@ -150,7 +151,7 @@ def token_taps(model: nn.Module, layer: str, grid: Grid) -> list[Tap]:
     modules = named(model)
     if not layer or layer not in modules:
         raise ValueError(f"`layer` must be the name of a module of the network, but is {layer!r}")
-    if any(type(module).__name__ == "Unroll" for module in modules.values()):
+    if moves_tokens(modules):
         raise ValueError(
             "`model` is a Hiera, whose tokens are in the order of its mask units, not row by row; "
             "their place in the image cannot be told by their number"

@@ -133,7 +133,12 @@ def residuals(model: nn.Module) -> list[Residual]:
 
 def moves_tokens(modules: Modules) -> bool:
     """Whether tokens stand in an order of their own, not row by row: networks like Hiera."""
-    return "unroll" in modules
+    return any(unrolls(module) for module in modules.values())
+
+
+def unrolls(module: nn.Module) -> bool:
+    """Whether it is a Hiera, which has a part that puts its tokens into another order."""
+    return hasattr(module, "unroll")
 
 
 def _residuals(name: str, kind: str, modules: Modules) -> list[Residual]:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from fastcka.analysis.attention import Attention, around
+from fastcka.analysis.sublayers import unrolls
 from fastcka.capture.modules import named, unwrap
 from fastcka.capture.selection import Unusable, layout_of
 
@@ -144,7 +145,7 @@ def places_of(attention: Attention) -> Places:
     if attention.image is None:
         raise Unusable("no image [n, channels, height, width] came into the network")
     block = outer[0] if outer else module
-    hiera = next((one for one in outer if hasattr(one, "unroll")), None)
+    hiera = next((one for one in outer if unrolls(one)), None)
     if hiera is not None and hasattr(module, "use_mask_unit_attn"):
         places = _of_hiera(attention, module, hiera)
     elif hasattr(block, "shift_size") and hasattr(block, "window_size"):
@@ -217,7 +218,7 @@ def _prefix_of(model: nn.Module) -> int:
 
 
 def _of_sequence(model: nn.Module, layer: str, tokens: int, image: tuple[int, int]) -> TokenGrid:
-    if hasattr(model, "unroll") and "patch_embed" not in layer.split("."):
+    if unrolls(model) and "patch_embed" not in layer.split("."):
         return _unrolled(model, tokens, image)
     grids = levels(model, image)
     # Before class and register tokens are put in front, there are patches alone.
