@@ -92,12 +92,16 @@ class GramStack:
 
     @property
     def nbytes(self) -> int:
-        parts = (self.packed, self.diagonal, self.row_sums, self.summary, self.eps)
-        return sum(part.nbytes for part in parts)
+        return self.eps.nbytes + sum(part.nbytes for part in self._parts)
+
+    @property
+    def _parts(self) -> tuple[torch.Tensor, ...]:
+        """What `Finished` holds, of all layers."""
+        return self.packed, self.diagonal, self.row_sums, self.summary
 
     def put(self, row: int, x: torch.Tensor) -> None:
         """Reduce the activations [n, ...] of layer `row` to its packed Gram matrix."""
-        self._check(row, x)
+        self.check(row, x)
         try:
             check_activations(x, "x")
             self._reduce(row, [x])
@@ -107,7 +111,7 @@ class GramStack:
     def put_all(self, activations: Sequence[torch.Tensor]) -> None:
         """Reduce those of all layers, in their order, at once: cheaper where they are narrow."""
         for row, x in enumerate(activations):
-            self._check(row, x)
+            self.check(row, x)
         try:
             start = 0
             for some in _runs(activations):
@@ -118,32 +122,60 @@ class GramStack:
             for row, x in enumerate(activations):
                 self.put(row, x)
 
-    def _check(self, row: int, x: torch.Tensor) -> None:
+    def check(self, row: int, x: torch.Tensor) -> None:
+        """See that x can be layer `row`."""
         check_examples(self.layers[row], x, self.n)
         if x.device != self.packed.device:
             raise _two_devices(self.layers[row], x.device, self.packed.device)
 
+    @staticmethod
+    def put_together(entries: Sequence[tuple["GramStack", int, torch.Tensor]]) -> None:
+        """Reduce layers (stack, row, activations) of stacks of one size and kind, at once."""
+        first, activations = entries[0][0], [x for *_, x in entries]
+        try:
+            done = first._finished(activations)
+        except (TypeError, ValueError, RuntimeError):
+            for stack, row, x in entries:  # one by one: the error names its layer
+                stack.put(row, x)
+            return
+        eps = first._eps(activations)
+        for name, values in zip(Finished._fields, done, strict=True):
+            places = [getattr(stack, name)[row] for stack, row, _ in entries]
+            torch._foreach_copy_(places, list(values.unbind()))
+        for place, (stack, row, _) in enumerate(entries):
+            stack.eps[row] = eps[place]
+            stack._missing.discard(row)
+
     def _reduce(self, first: int, activations: Sequence[torch.Tensor]) -> None:
         rows = slice(first, first + len(activations))
-        into = Finished(
-            self.packed[rows], self.diagonal[rows], self.row_sums[rows], self.summary[rows]
-        )
-        # Of the accumulator, also for 16-bit activations: their values as received are exact.
-        eps = [torch.finfo(accumulator(x.dtype)).eps for x in activations]
+        self._finished(activations, Finished(*(part[rows] for part in self._parts)))
+        self.eps[rows] = self._eps(activations)
+        self._missing.difference_update(range(rows.start, rows.stop))
+
+    def _finished(
+        self, activations: Sequence[torch.Tensor], into: Finished | None = None
+    ) -> Finished:
         options = {"estimator": self.estimator, "backend": self.backend}
-        if self.gram == "rbf":
-            width = 1.0 if self.bandwidth is None else self.bandwidth
-            for row, x in enumerate(activations):
-                batch = gram(x, operand=self.operand, backend=self.backend)
-                own = Finished(*(whole[row] for whole in into))
-                finish(rbf(batch, width, eps[row]), into=own, **options)
-        else:
-            gram_finish(activations, operand=self.operand, into=into, **options)
+        if self.gram == "linear":
+            return gram_finish(activations, operand=self.operand, into=into, **options)
+        if into is None:
+            into = Finished(
+                *(part.new_empty(len(activations), part.shape[1]) for part in self._parts)
+            )
+        width = 1.0 if self.bandwidth is None else self.bandwidth
+        for row, x in enumerate(activations):
+            batch = gram(x, operand=self.operand, backend=self.backend)
+            own = Finished(*(whole[row] for whole in into))
+            finish(rbf(batch, width, _eps_of_sums(x)), into=own, **options)
+        return into
+
+    def _eps(self, activations: Sequence[torch.Tensor]) -> torch.Tensor:
+        """[L, 2]: of the sums of products, and of the centred Gram matrices."""
         # A Gaussian matrix is computed in float64 from the distances, whatever they came from.
         exact = torch.finfo(torch.float64).eps
-        pairs = [(one, exact if self.gram == "rbf" else one) for one in eps]
-        self.eps[rows] = torch.tensor(pairs, dtype=torch.float64, device="cpu")
-        self._missing.difference_update(range(rows.start, rows.stop))
+        sums = [_eps_of_sums(x) for x in activations]
+        pairs = [(one, exact if self.gram == "rbf" else one) for one in sums]
+        return torch.tensor(pairs, dtype=torch.float64, device="cpu")
 
     def check_complete(self) -> None:
         if self._missing:
@@ -160,6 +192,11 @@ def _runs(activations: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
         else:
             runs.append([x])
     return runs
+
+
+def _eps_of_sums(x: torch.Tensor) -> float:
+    """Of the accumulator, also for 16-bit activations: their values as received are exact."""
+    return torch.finfo(accumulator(x.dtype)).eps
 
 
 def _two_devices(layer: str, its: torch.device, first: torch.device) -> RuntimeError:

@@ -51,15 +51,19 @@ class LayerTotals:
     def add(self, stack: GramStack, number: int) -> None:
         summary = stack.summary
         if self.sums.device != summary.device:
-            self.load({name: value.to(summary.device) for name, value in self.tensors().items()})
+            self.sums, self.conditioning, self.first_bad = (
+                value.to(summary.device) for value in (self.sums, self.conditioning, self.first_bad)
+            )
         self.sums = self.sums + summary[:, :4]
         self.conditioning = torch.maximum(self.conditioning, summary[:, 4])
-        self.eps = torch.maximum(self.eps, stack.eps.to(summary.device))
+        # It is known without the values: taking it to their device would wait for them.
+        self.eps = torch.maximum(self.eps, stack.eps)
         bad = ~torch.isfinite(summary[:, :4]).all(1)
         self.first_bad = torch.where(bad, self.first_bad.clamp(max=number), self.first_bad)
 
     def merge(self, other: "LayerTotals", shift: int) -> None:
-        theirs = {name: value.to(self.sums.device) for name, value in other.tensors().items()}
+        device = {name: value.device for name, value in self.tensors().items()}
+        theirs = {name: value.to(device[name]) for name, value in other.tensors().items()}
         self.sums = self.sums + theirs["sums"]
         self.conditioning = torch.maximum(self.conditioning, theirs["conditioning"])
         self.eps = torch.maximum(self.eps, theirs["eps"])
@@ -69,13 +73,13 @@ class LayerTotals:
         self.first_bad = torch.minimum(self.first_bad, bad)
 
     def constant(self) -> torch.Tensor:
-        return conditioning.is_constant(self.sums, self.eps)
+        return conditioning.is_constant(self.sums.cpu(), self.eps)
 
     def without_value(self) -> np.ndarray:
-        return (self.constant() | (self.first_bad != NEVER)).cpu().numpy()
+        return (self.constant() | (self.first_bad != NEVER).cpu()).numpy()
 
     def least_share(self) -> np.ndarray:
-        return conditioning.least_share(self.sums, self.eps).cpu().numpy()
+        return conditioning.least_share(self.sums.cpu(), self.eps).numpy()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         return {
@@ -92,7 +96,7 @@ class LayerTotals:
     def messages(self, names: Sequence[str], whose: str) -> list[str]:
         """A sentence for each reason why layers have no value, or an uncertain one."""
         first_bad, constant = self.first_bad.tolist(), self.constant().tolist()
-        lost = conditioning.has_lost_digits(self.sums, self.eps).tolist()
+        lost = conditioning.has_lost_digits(self.sums.cpu(), self.eps).tolist()
         told: dict[str, list[str]] = {}
         for row, name in enumerate(names):
             if first_bad[row] != NEVER:

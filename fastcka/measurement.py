@@ -15,6 +15,7 @@ from fastcka.checkpoint import Checkpoint, difference
 from fastcka.course import Course
 from fastcka.distributed import Share
 from fastcka.fingerprints import Measured
+from fastcka.gram_queue import GramQueue
 from fastcka.gram_stack import GramStack
 from fastcka.influence import as_pairs
 from fastcka.interrupts import Interrupts
@@ -289,6 +290,7 @@ class _Sums:
         self.left_out: list[int] = []  # sizes of the parts that are too small
         self._devices: dict[str, torch.device] = {}  # where the activations of a model are
         self._together: dict[str, int] = {}  # CKA batches that a model can run at once
+        self._queues = {participant.label: GramQueue() for participant in participants}
         self.notices: list[str] = []
 
     def identity(self) -> dict:
@@ -380,6 +382,8 @@ class _Sums:
         self._now.begin(MODELS)
         participant, *others = group
         while True:
+            for label in filling:
+                self._queues[label].clear()
             step = min(self._together.get(participant.label, len(parts)), len(parts))
             seen: list[Seen] = []
             try:
@@ -397,6 +401,10 @@ class _Sums:
                     participant.run(
                         given, number, sinks[participant.label], [*beside, *values.values()]
                     )
+                    self._now.begin(GRAM)
+                    for label in filling:
+                        self._queues[label].empty()
+                    self._now.begin(MODELS)
                     seen.append({key: one.value for key, one in values.items()})
                 self._seen |= _together(seen)
                 return
@@ -426,6 +434,7 @@ class _Sums:
             self._now.begin(GRAM)
             for place, part in enumerate(parts, first):
                 filling.put(place, layer, x[part.start - begin : part.stop - begin])
+            filling.passed(layer, x)
             self._now.begin(MODELS)
 
         return sink
@@ -486,13 +495,17 @@ class _Known:
 
     def __init__(self, sums: _Sums, participant: Participant, parts: list[slice]):
         label = participant.label
+        self._queue = sums._queues[label]
         self._places = {layer: row for row, layer in enumerate(participant.capture.layers)}
         self._stacks = [
             sums.accumulator.stack(label, _size(part), sums._devices[label]) for part in parts
         ]
 
     def put(self, part: int, layer: str, x: torch.Tensor) -> None:
-        self._stacks[part].put(self._places[layer], x)
+        self._queue.put(self._stacks[part], self._places[layer], x)
+
+    def passed(self, layer: str, x: torch.Tensor) -> None:
+        self._queue.passed(layer)
 
     def stacks(self) -> list[GramStack]:
         return self._stacks
@@ -510,6 +523,9 @@ class _Unknown:
         one = GramStack([layer], _size(self._parts[part]), device=x.device, **options)
         one.put(0, x)
         self._rows[part][layer] = one
+
+    def passed(self, layer: str, x: torch.Tensor) -> None:
+        self._sums._queues[self._participant.label].try_out(layer, x)
 
     def stacks(self) -> list[GramStack]:
         label, layers = self._participant.label, self._participant.capture.layers

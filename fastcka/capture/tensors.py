@@ -44,7 +44,10 @@ def activation(nested) -> torch.Tensor | None:
 
 def copied_to(nested, device: torch.device):
     """The same with a copy of every tensor on a device: a network may overwrite its input."""
-    return mapped(nested, lambda x: x.to(device, copy=True))
+    # To a GPU without waiting for what it is doing: torch has read the values when this returns,
+    # or they are pinned.
+    free = torch.device(device).type == "cuda"
+    return mapped(nested, lambda x: x.to(device, copy=True, non_blocking=free))
 
 
 def mapped(nested, change: Callable[[torch.Tensor], torch.Tensor]):
