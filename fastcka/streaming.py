@@ -77,7 +77,7 @@ class MinibatchCKA:
             and 8·n² bytes a pair, and keeps 24 bytes an image and pair, less where pairs share
             layers. Give every image once.
         pairs: of several models, those that are compared; None is every pair, each with itself.
-        backend: "native" or "torch"; None picks, see `fastcka info`.
+        backend: "native", "triton" or "torch"; None picks, see `fastcka info`.
 
     Raises:
         TypeError: layer names are no list of strings.

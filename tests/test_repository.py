@@ -29,7 +29,7 @@ ORDER = [
     ["permutation", "analysis"],
     ["conditioning", "jackknife", "provenance", "result", "trail", "interrupts", "checkpoint"],
     ["gram_stack", "named_sums", "influence", "observations"],
-    ["batch", "hsic_sums", "centred_rows", "measures"],
+    ["batch", "gram_queue", "hsic_sums", "centred_rows", "measures"],
     ["chance_sums", "measure_sums", "influence_sums"],
     ["stored_features"],
     ["functional", "streaming", "logbook"],

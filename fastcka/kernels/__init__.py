@@ -9,6 +9,7 @@
 `dispatch` alone decides which version runs. Kernels know nothing of models or layers.
 """
 
+from fastcka.kernels import operators  # noqa: F401 - defines them
 from fastcka.kernels.dispatch import using
 from fastcka.kernels.gaussian import rbf
 from fastcka.kernels.operations import (

@@ -54,7 +54,7 @@ def gram(
         operand: type of the values that are multiplied, "fp32", "fp16" or "bf16"; None is fp32 on
             a CPU, and on a GPU the type of 16-bit activations. float64 activations are multiplied
             in float64.
-        backend: "native" or "torch"; None picks, see `fastcka info`.
+        backend: "native", "triton" or "torch"; None picks, see `fastcka info`.
 
     Returns:
         `Gram` on the device of x; only the lower triangle of k is defined.
@@ -73,6 +73,8 @@ def gram(
     tensor([[ 1.,  0.],
             [-1.,  1.]], dtype=torch.float64)
     """
+    if torch.compiler.is_compiling():
+        return Gram(*torch.ops.fastcka.gram(x, _name_of(operand), backend))
     check_activations(x, "x")
     rows = as_rows(x)
     operand = resolve_operand(operand_dtype(operand), rows)
@@ -114,6 +116,8 @@ def finish(
     >>> finish(gram(x)).packed.shape
     torch.Size([6])
     """
+    if torch.compiler.is_compiling():
+        return _copied(torch.ops.fastcka.finish(*batch, estimator, backend), into)
     check_float64(batch.k, "batch.k")
     n = batch.k.shape[0]
     length = packed_length(n, estimator)
@@ -156,6 +160,9 @@ def gram_finish(
     if isinstance(layers, torch.Tensor):
         raise TypeError("`layers` must be a list of tensors, one a layer, but is a tensor")
     layers = list(layers)
+    if torch.compiler.is_compiling():
+        name = _name_of(operand)
+        return _copied(torch.ops.fastcka.gram_finish(layers, estimator, name, backend), into)
     for index, x in enumerate(layers):
         check_activations(x, f"layers[{index}]")
     rows = [as_rows(x) for x in layers]
@@ -204,6 +211,8 @@ def hsic_pairs(
     tensor([[1., 0.],
             [0., 1.]], dtype=torch.float64)
     """
+    if torch.compiler.is_compiling():
+        return torch.ops.fastcka.hsic_pairs(a, b, backend)
     b = a if b is None else b
     check_float64(a, "a")
     check_float64(b, "b")
@@ -279,3 +288,17 @@ def operand_dtype(operand: str | torch.dtype | None) -> torch.dtype | None:
     if isinstance(operand, str) and operand in OPERANDS:
         return OPERANDS[operand]
     raise ValueError(f"`operand` must be 'fp32', 'fp16' or 'bf16', but is {operand!r}")
+
+
+def _name_of(operand: str | torch.dtype | None) -> str | None:
+    """As operators take it."""
+    return next((name for name, dtype in OPERANDS.items() if dtype == operand), operand)
+
+
+def _copied(parts: tuple[torch.Tensor, ...], into: Finished | None) -> Finished:
+    """What an operator returns, where it is wanted."""
+    if into is None:
+        return Finished(*parts)
+    for to, part in zip(into, parts, strict=True):
+        to.copy_(part)
+    return into
