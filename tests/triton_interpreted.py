@@ -11,7 +11,7 @@ import torch
 from data import as_float64
 from tolerance import CKA, UNIT, gram_entry
 
-from fastcka.kernels import dispatch, gram, gram_finish, triton_launch
+from fastcka.kernels import dispatch, gpu_gram, gram, gram_finish, triton_launch
 from fastcka.kernels.triton_launch import GFX942, SM80, SM90, SM100, tiles
 from fastcka.maths import gram as definition
 
@@ -62,7 +62,7 @@ def test_the_cases_use_every_tile():
 
 @pytest.mark.parametrize("programs", [1, 3])
 def test_what_is_longer_than_a_chunk_is_added_up_in_its_slot(monkeypatch, programs):
-    monkeypatch.setattr(triton_launch, "_processors", lambda device: programs)
+    monkeypatch.setattr(gpu_gram, "processors", lambda device: programs)
     x = torch.randn(5, 20_000, dtype=torch.float16)
     check(gram(x, operand="fp16").k, x, torch.float16)
 
@@ -121,5 +121,5 @@ def test_every_pair_of_dtype_and_operand_has_constants():
         settings = target.narrow if dtype == operand != torch.float32 else target.wide
         for tile in settings:
             constants, setting = triton_launch.products_constants(target, tile, dtype, operand)
-            assert triton_launch.PADDING % setting.step == 0
+            assert gpu_gram.PADDING % setting.step == 0
             assert constants["CHUNK"] % setting.step == 0
