@@ -5,11 +5,14 @@ their own type: fresh memory costs more than the product.
 """
 
 import time
-from functools import partial
+from functools import cache, partial
 
 import torch
+from cases import FEATURES
 from runner import Variant
 
+# Features of the layers for which torch's compiler may try what is fastest.
+TUNED = (FEATURES["vit_b_tokens"], FEATURES["resnet_layer4"])
 # Seconds of one call. torch multiplies float16 on some CPUs a hundred times slower than float32.
 TOO_SLOW = 2
 
@@ -20,8 +23,8 @@ def gram(x, error):
     fp32 = Variant("mm_fp32", partial(mm_fp32, x, room), error)
     if x.is_cuda:
         # The best that cuBLAS has; on a CPU torch.mm takes no out_dtype.
-        own = partial(torch.mm, x, x.T, out_dtype=torch.float32)
-        return [Variant("mm_out_fp32", own, error), fp32]
+        own = partial(mm_out_fp32, x)
+        return [Variant("mm_out_fp32", own, error), fp32, _tuned(x, error)]
     variants = [
         fp32,
         fp32._replace(name="numpy_fp32", call=partial(numpy_fp32, x, room)),
@@ -35,7 +38,9 @@ def gram(x, error):
 
 
 def gram_finish(layers, error):
-    """Of many small layers in float32; `error` takes the products one after the other."""
+    """Of many layers; `error` takes the products one after the other."""
+    if layers[0].is_cuda:
+        return [Variant("mm_out_fp32_loop", lambda: [mm_out_fp32(x) for x in layers], error)]
     loops = {"mm": mm_fp32, "numpy": numpy_fp32, "ssyrk": ssyrk_fp32}
     variants = [
         Variant(f"{name}_loop_fp32", partial(_each, one, layers), error)
@@ -48,6 +53,22 @@ def hsic(a, b, error):
     """Of all pairs of two stacks, in float32."""
     a, b = a.float(), b.float()
     return [Variant("mm_fp32", lambda: a @ b.T, error)]
+
+
+def mm_out_fp32(x):
+    """The best that cuBLAS has for values of 16 bits; on a CPU torch.mm takes no out_dtype."""
+    return torch.mm(x, x.T, out_dtype=torch.float32)
+
+
+def _tuned(x, error):
+    """What torch's compiler finds when it tries all it knows: half a minute for each shape."""
+    why = None if x.shape[1] in TUNED else "left out: it is tuned for some shapes alone"
+    return Variant("max_autotune", partial(_compiled(), x), error, obstacle=why, judged=False)
+
+
+@cache
+def _compiled():
+    return torch.compile(mm_out_fp32, mode="max-autotune-no-cudagraphs", dynamic=False)
 
 
 def mm_fp32(x, room):

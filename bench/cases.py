@@ -37,14 +37,32 @@ class Scale(NamedTuple):
     side: int  # of the square matrices whose product gives the matrix rate
     buffer: int  # bytes that are read for the bandwidth: far more than any L2 holds
     seconds: float  # of measuring, a case
+    together: tuple[int, ...] = ()  # layers that are reduced in one call
+    networks: tuple[tuple[str, str], ...] = ()  # whose CKA is taken while they run, of which layers
     at_least: int = 7  # rounds, however long they take
 
 
-FULL = Scale(FEATURES, COUNTS, LAYERS, side=8192, buffer=1 << 30, seconds=0.5)
+NETWORKS = (
+    ("vit_base_patch16_224", "blocks"),
+    ("resnet50", "blocks"),
+    ("vit_large_patch16_224", "blocks"),
+    ("vit_base_patch16_224", "products"),
+    ("resnet50", "products"),
+)
+FULL = Scale(FEATURES, COUNTS, LAYERS, 8192, 1 << 30, 0.5, together=(8,), networks=NETWORKS)
 # A round of the widest layers takes minutes on a CPU.
 CPU = Scale(FEATURES, COUNTS, LAYERS, side=0, buffer=1 << 28, seconds=1, at_least=5)
 # The same code in a second, for tests: two shapes, one of them larger than a chunk of features.
-SMOKE = Scale({"one": 100, "chunks": 20_000}, (16,), (3,), side=64, buffer=1 << 20, seconds=0.01)
+SMOKE = Scale(
+    features={"one": 100, "chunks": 20_000},
+    counts=(16,),
+    layers=(3,),
+    side=64,
+    buffer=1 << 20,
+    seconds=0.01,
+    together=(2,),
+    networks=(("test_vit", "blocks"),),
+)
 
 # What `pytest bench/` measures on CPUs, from narrow to wide.
 ON_CPU = [

@@ -71,9 +71,21 @@ def _jobs(runner, tests, deadline):
     ]
     others = [{"op": "finish", "n": n} for n in scale.counts]
     others += [{"op": "hsic", "n": n, "layers": L} for L in scale.layers for n in scale.counts]
-    telling = 4 * len(scale.counts)  # the first four shapes, one of each kind
-    for case in [*grams[:telling], *others, *grams[telling:]]:
-        yield case, partial(getattr(measurements, case["op"]), runner)
+    first = next(iter(scale.features.items()))
+    together = [
+        {"op": "gram_finish", "shape": first[0], "n": n, "p": first[1], "layers": layers}
+        for layers in scale.together
+        for n in scale.counts[:2]
+    ]
+    streaming = [
+        {"op": "streaming", "shape": " ".join(which), "n": scale.counts[0]}
+        for which in scale.networks
+    ]
+    # The first four shapes, one of each kind, and what each is for.
+    telling = 4 * len(scale.counts)
+    for case in [*grams[:telling], *together, *streaming, *others, *grams[telling:]]:
+        options = {"dtype": torch.float16} if case["op"] == "gram_finish" else {}
+        yield case, partial(getattr(measurements, case["op"]), runner, **options)
 
 
 def _rates(runner, op):

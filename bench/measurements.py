@@ -1,5 +1,8 @@
 """What is measured: the device itself, and the operations of fastcka.kernels beside baselines."""
 
+import math
+import sys
+import warnings
 from functools import partial
 
 import baselines
@@ -94,13 +97,18 @@ def gram(runner, *, dtype=torch.float16, operand=None, data=gram_data, **case):
     runner.run(variants, flop=flop, size=size, floor=floor, **case)
 
 
-def gram_finish(runner, **case):
-    """The finished Gram matrices of many small layers, beside products alone."""
+def gram_finish(runner, *, dtype=torch.float32, **case):
+    """The finished Gram matrices of many layers in one call, beside products alone."""
     n, p = case["n"], case["p"]
-    together = activations(n, p * case["layers"], torch.float32, runner.device)
+    why = runner.too_large(2 * n * p * case["layers"] * dtype.itemsize)
+    if why:
+        runner.rows.add(**case, dtype=name_of(dtype), variant="all", why=why)
+        return
+    together = activations(n, p * case["layers"], dtype, runner.device)
     layers = [x.contiguous() for x in together.split(p, dim=1)]
+    del together
     expected = torch.stack([packed(gram64(x)) for x in layers])
-    size, flop = 4 * n * p * len(layers), 2 * n * n * p * len(layers)
+    size, flop = dtype.itemsize * n * p * len(layers), 2 * n * n * p * len(layers)
 
     def error(products):
         return relative_error(torch.stack([packed(torch.as_tensor(k)) for k in products]), expected)
@@ -111,12 +119,63 @@ def gram_finish(runner, **case):
             "gram_finish",
             lambda kernels, backend: partial(kernels.gram_finish, layers, backend=backend),
             lambda out: relative_error(out.packed, expected),
-            TOLERANCE[torch.float32],
+            TOLERANCE[dtype if layers[0].is_cuda else torch.float32],
         ),
         *baselines.gram_finish(layers, error),
     ]
-    floor = runner.floor(size, runner.triangle(n) * flop, torch.float32)
-    runner.run(variants, flop=flop, size=size, floor=floor, dtype="float32", **case)
+    floor = runner.floor(size, runner.triangle(n) * flop, dtype)
+    runner.run(variants, flop=flop, size=size, floor=floor, dtype=name_of(dtype), **case)
+
+
+def streaming(runner, **case):
+    """CKA of a network with itself over some batches under autocast, beside its bare passes."""
+    import timm
+
+    import fastcka
+
+    n, batches = case["n"], 4
+    network, layers = case["shape"].split()
+    kinds = {"blocks": "blocks", "products": [torch.nn.Linear, torch.nn.Conv2d]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = timm.create_model(network).eval().to(runner.device)
+    size = getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))
+    generator = torch.Generator(runner.device).manual_seed(0)
+    data = [
+        torch.randn(n, *size, generator=generator, device=runner.device) for _ in range(batches)
+    ]
+    autocast = "fp16" if runner.device.type == "cuda" else None
+    options = {"layers_a": kinds[layers], "progress": False, "autocast": autocast}
+
+    def forward():
+        half = torch.autocast(runner.device.type, torch.float16, enabled=autocast is not None)
+        with torch.no_grad(), half:
+            for images in data:
+                out = model(images)
+        return out
+
+    def compare(kernels, backend):
+        return partial(fastcka.compare, model, data=data, backend=backend, **options)
+
+    # What the activations are, down to their rounding, is the same for all.
+    exact = fastcka.compare(model, data=data, backend="torch", operand="fp32", **options).cka
+    tolerance = TOLERANCE[torch.float16 if autocast else torch.float32]
+    variants = [
+        Variant("forward", forward, lambda out: 0.0 if out.isfinite().all() else math.inf),
+        *_ours(
+            runner,
+            "gram_finish",
+            compare,
+            lambda out: float(abs(out.cka - exact).max()),
+            tolerance,
+        ),
+    ]
+    dtype = "float16" if autocast else "float32"
+    timings = runner.run(variants, layers=len(exact), dtype=dtype, **case)
+    for name, timing in timings.items():
+        if name != "forward":
+            share = timing.median_us / timings["forward"].median_us - 1
+            print(f"    {name}: {share:+.1%} beside the forward passes", file=sys.stderr)
 
 
 def finish(runner, **case):
@@ -179,7 +238,7 @@ def _ours(runner, operation, call, error, tolerance):
     except ImportError as missing:
         return [Variant("fastcka", None, obstacle=f"fastcka is not installed: {missing}")]
     variants = []
-    for backend in dispatch.OPERATIONS[operation]:
+    for backend in dispatch.ORDER[runner.device.type]:
         obstacle = dispatch.obstacle(operation, backend, runner.device)
         version = None if obstacle else call(kernels, backend)
         variants.append(Variant(f"fastcka:{backend}", version, error, tolerance, 0, obstacle))

@@ -20,6 +20,7 @@ from fastcka.maths import finish as define_finish
 from fastcka.maths import gram as define_gram
 
 ROOT = Path(__file__).parents[1]
+OPERATIONS = ("gram", "gram_finish", "finish", "hsic", "streaming")
 GPU_TESTS = """
 import pytest
 
@@ -96,9 +97,11 @@ def test_every_row_says_what_it_is_and_where_it_comes_from(bench, first):
 def test_every_operation_is_timed_by_every_backend_that_can_run(first):
     timed = {(row["op"], row["variant"]) for row in first[1] if row["median_us"]}
     backends = ["torch"] if native.module is None else ["torch", "native"]
-    expected = {(op, f"fastcka:{b}") for op in ("gram", "finish", "hsic") for b in backends}
+    expected = {(op, f"fastcka:{b}") for op in OPERATIONS for b in backends}
     expected |= {("gram", f"{name}_fp32") for name in ("mm", "numpy", "ssyrk")}
     expected |= {("gram", "mm_fp16"), ("hsic", "mm_fp32"), ("matrix_rate", "mm")}
+    expected |= {("gram_finish", f"{name}_loop_fp32") for name in ("mm", "numpy", "ssyrk")}
+    expected |= {("gram_finish", "bmm_fp32"), ("streaming", "forward")}
     assert timed == expected | {("bandwidth", "sum"), ("bandwidth", "copy_")}
 
 
@@ -167,7 +170,7 @@ def test_rows_are_appended_and_what_is_left_out_is_named(smoke, first):
     assert code == 0
     assert added != smoke.output.read_text()
     rows = [json.loads(line) for line in added.splitlines()]
-    assert {row["op"] for row in rows} == {"rates", "tests", "gram", "finish", "hsic"}
+    assert {row["op"] for row in rows} == {"rates", "tests", *OPERATIONS}
     assert {row["why"] for row in rows} == {"left out: the time was up"}
     assert "Left out, as 0 minutes were up: rates; tests; gram one 16 100" in printed
 

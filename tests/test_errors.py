@@ -184,7 +184,7 @@ REFUSALS = [
     (lambda: gram(x, operand="fp8"), ValueError, "`operand` must be 'fp32', 'fp16' or 'bf16', but is"),
     (lambda: gram(x, operand=torch.int8), ValueError, "but is torch.int8"),
     (lambda: gram(x, backend="fast"), ValueError, "the argument `backend` must be one of native"),
-    (lambda: using("fast").__enter__(), ValueError, "`backend` must be one of native, torch"),
+    (lambda: using("fast").__enter__(), ValueError, "`backend` must be one of native, triton, torch"),
     (lambda: gram(x.double(), operand=torch.float16), TypeError, "convert them to float32 first"),
     (lambda: finish(gram(x[:3])), ValueError, "unbiased HSIC needs at least 4 examples"),
     (lambda: gram_finish(x), TypeError, "`layers` must be a list of tensors, one a layer, but is a tensor"),
