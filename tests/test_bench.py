@@ -414,6 +414,7 @@ def whole(bench, tmp_path_factory):
     return {row["variant"]: row for row in rows_of(path)}
 
 
+@pytest.mark.slow
 def test_a_whole_comparison_is_timed_and_right(whole):
     assert list(whole) == ["forward", "fastcka", "plain", "ckatorch"]
     assert whole["forward"]["error"] is None
@@ -430,6 +431,7 @@ def test_a_whole_comparison_is_timed_and_right(whole):
     assert whole["forward"]["cka_us"] is whole["forward"]["cka_share"] is None
 
 
+@pytest.mark.slow
 def test_a_peer_that_is_missing_or_fails_has_a_row_that_says_why(whole):
     row = whole["ckatorch"]
     assert row["why"].startswith(("failed: ModuleNotFoundError", "failed: RuntimeError"))

@@ -267,9 +267,16 @@ def test_the_command_under_torchrun_gives_what_it_gives_alone(tmp_path):
     assert_same_numbers(*results)
     names = [sorted(os.listdir(tmp_path / d)) for d in ("one", "two")]
     assert names[0] == names[1]
-    again = torchrun(*COMPARE, "--data", folder, "--output", tmp_path / "two", cwd=tmp_path)
-    _, err = again.communicate(timeout=240)
-    assert again.returncode != 0
+
+
+@pytest.mark.slow
+def test_a_result_that_is_there_is_told_by_one_process(tmp_path):
+    folder = write_images(tmp_path / "images", 88, size=40)
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "result.safetensors").touch()
+    process = torchrun(*COMPARE, "--data", folder, "--output", tmp_path / "two", cwd=tmp_path)
+    _, err = process.communicate(timeout=240)
+    assert process.returncode != 0
     assert err.count("result.safetensors is there already") == 1
 
 

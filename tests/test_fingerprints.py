@@ -372,11 +372,15 @@ def mixed_arguments(paths, usual, tmp_path):
     return ["compare", "test_vit", paths[1], *usual, "--output", str(tmp_path / "again")]
 
 
-def test_as_many_batches_as_a_file_may_hold_can_be_read(monkeypatch, tmp_path):
+@pytest.mark.slow
+def test_as_many_batches_as_a_file_may_hold_can_be_read():
     facts = {"layers": ["a" * 60] * 3, "estimator": "unbiased", "eps": [[1e-7] * 2] * 3}
     batches = [{"n": 1024, "sha256": "0" * 64}] * fingerprints.MOST
     start = fingerprints._start(facts, batches, "fp32", model={}, meta={}, warnings=())
     assert len(start) < 100_000_000 - 2_000_000
+
+
+def test_more_batches_than_a_file_may_hold_are_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(fingerprints, "MOST", 1)
     model, data = torch.nn.Sequential(torch.nn.Linear(8, 3)), torch.randn(24, 8).split(8)
     with pytest.raises(ValueError, match="a fingerprint holds up to 1 CKA batches, and these are"):
