@@ -1,5 +1,9 @@
 import os
 
+# Before torch: workers of pytest-xdist share the cores, where threads would wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 import torch

@@ -391,10 +391,12 @@ def test_it_runs_on_a_gpu(tmp_path):
 
 
 def run_python(*arguments, code=0, **environment):
+    # A process of its own, and no worker: there pytest-benchmark measures nothing.
+    alone = {key: value for key, value in os.environ.items() if "XDIST" not in key}
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        env=alone | {"OMP_NUM_THREADS": "1"} | environment,
         capture_output=True,
         text=True,
         timeout=120,

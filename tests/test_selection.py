@@ -124,7 +124,7 @@ def test_a_head_is_what_the_attention_makes_of_its_own_channels():
         (Tap("patch_embed", side="input", select="head:0"), "side by side only in the input"),
         (Tap("blocks.0", select=lambda x: None), "`select` returned NoneType, not a tensor"),
     ],
-    ids=str,
+    ids=["beyond", "output", "attention", "qkv", "embedding", "nothing"],
 )
 def test_heads_are_taken_where_they_lie_apart(tap, reason):
     with pytest.raises(ValueError, match=reason):
