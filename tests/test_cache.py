@@ -7,15 +7,20 @@ import threading
 
 import pytest
 
+import fastcka.cache
 from fastcka.cache import alone
 
 pytest.importorskip("fcntl")
 
+# The file itself: with the package comes torch.
 HOLDER = """
-import sys, time
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from fastcka.cache import alone
-with alone(Path(sys.argv[1]), print):
+spec = spec_from_file_location("cache", sys.argv[2])
+cache = module_from_spec(spec)
+spec.loader.exec_module(cache)
+with cache.alone(Path(sys.argv[1]), print):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -30,7 +35,7 @@ def lock(tmp_path):
 def holder(lock):
     """A process that holds the lock until its input ends."""
     process = subprocess.Popen(
-        [sys.executable, "-P", "-c", HOLDER, str(lock)],
+        [sys.executable, "-P", "-c", HOLDER, str(lock), fastcka.cache.__file__],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout.readline() == "held\n"

@@ -516,7 +516,7 @@ def test_two_runs_do_not_write_to_one_folder(images, tmp_path, monkeypatch, caps
 )
 def test_a_signal_leaves_what_can_be_gone_on_from(signals, code, images, tmp_path):
     arguments = ["compare", CNN, "--data", str(images), "--output", str(tmp_path), *SMALL]
-    arguments += ["--passes", "100", "--save-every", "0"]
+    arguments += ["--passes", "40", "--save-every", "0"]
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "fastcka", *arguments], stderr=subprocess.PIPE, text=True
     )
@@ -536,7 +536,7 @@ def test_a_signal_leaves_what_can_be_gone_on_from(signals, code, images, tmp_pat
     assert main([*arguments, "--output", str(whole)]) == 0
     results = [fastcka.CKAResult.load(d / "result.safetensors") for d in (tmp_path, whole)]
     assert np.array_equal(results[0].cka, results[1].cka)
-    assert 1 <= results[0].meta["resumed"] < 300
+    assert 1 <= results[0].meta["resumed"] < 120
 
 
 def test_threads_are_set_and_recorded(images, tmp_path):

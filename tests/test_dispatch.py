@@ -56,6 +56,8 @@ def test_a_device_without_native_kernels_is_an_error_by_name():
 def test_every_instruction_set_of_this_processor_gives_the_definition(isa):
     if not native.module.build_info()["isas"][isa]:
         pytest.skip(f"this processor has no {isa}")
+    if isa == native.module.isa():
+        pytest.skip(f"all tests run by {isa}")
     code = (
         "import torch, pytest, sys\n"
         "from fastcka.kernels import native\n"
@@ -85,12 +87,11 @@ def run_with_isa(isa, code):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("isa", ["sse9", "AVX2"])
-def test_an_unknown_instruction_set_is_an_error(isa):
+def test_an_unknown_instruction_set_is_an_error():
     code = (
         "import torch, pytest\n"
         "from fastcka.kernels import gram\n"
         "with pytest.raises(RuntimeError, match='FASTCKA_ISA must be one of'):\n"
         "    gram(torch.randn(5, 3), backend='native')"
     )
-    run_with_isa(isa, code)
+    run_with_isa("AVX2", code)
