@@ -77,27 +77,26 @@ def simulate(k, n, tail, cka, weighting, seed, repetitions, p=10):
     is √cka times that of each, and the CKA of the population is `cka`.
     """
     rng = np.random.default_rng(seed)
-    parts = []
-    for size, count in ((n, k - (tail > 0)), (tail, int(tail > 0))):
-        x, e = (rng.standard_normal((repetitions, count, size, p)) for _ in range(2))
-        y = cka**0.5 * x + (1 - cka) ** 0.5 * e
-        factor = 1.0 if weighting == "pairs" or not count else 1.0 / (size * (size - 3))
-        if count:
-            parts.append([inner_products(a, b) * factor for a, b in ((x, y), (x, x), (y, y))])
-    ab, aa, bb = (np.concatenate(of, axis=1) for of in zip(*parts, strict=True))
     covered, estimates, errors = 0, [], []
-    for i in range(repetitions):
-        blocks = [
-            Sums(ab[i : i + 1, j, None], aa[i : i + 1, j], bb[i : i + 1, j]) for j in range(k)
-        ]
+    together = 20  # repetitions as layers of one result, of which the diagonal counts
+    names = tuple(map(str, range(together)))
+    for _ in range(repetitions // together):
+        blocks = []
+        for size, count in ((n, k - (tail > 0)), (tail, int(tail > 0))):
+            x, e = rng.standard_normal((2, count, together, size, p))
+            y = cka**0.5 * x + (1 - cka) ** 0.5 * e
+            factor = 1.0 if weighting == "pairs" or not count else 1.0 / (size * (size - 3))
+            if count:
+                xy, xx, yy = (inner_products(a, b) * factor for a, b in ((x, y), (x, x), (y, y)))
+                blocks += [Sums(np.diag(xy[j]), xx[j], yy[j]) for j in range(count)]
         result = CKAResult(
-            ratio(add(blocks)), standard_error(blocks), *[ab] * 3, ("x",), ("y",), k * n, k, (),
+            ratio(add(blocks)), standard_error(blocks), *[xy] * 3, names, names, k * n, k, (),
             {"n_blocks": k},
         )  # fmt: skip
-        low, high = result.ci(0.95)
-        covered += bool(low[0, 0] <= cka <= high[0, 0])
-        estimates.append(result.cka[0, 0])
-        errors.append(result.stderr[0, 0])
+        low, high = (bound.diagonal() for bound in result.ci(0.95))
+        covered += np.count_nonzero((low <= cka) & (cka <= high))
+        estimates.extend(result.cka.diagonal())
+        errors.extend(result.stderr.diagonal())
     return covered / repetitions, np.sqrt(np.mean(np.square(errors))) / np.std(estimates)
 
 
