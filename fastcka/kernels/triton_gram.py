@@ -173,12 +173,12 @@ def add_up_kernel(
     B: tl.constexpr,
     SIDE: tl.constexpr,  # of the piece that a program adds up
 ):
-    work = works + 5 * tl.program_id(1)
+    work = works + 5 * tl.program_id(0)
     layer = tl.load(work)
     first = tl.load(work + 1)
     second = tl.load(work + 2)
     # Which product of the tile, and which piece of it.
-    part = tl.program_id(0)
+    part = tl.program_id(1)
     offset = 0
     rows = first
     columns = second

@@ -197,7 +197,7 @@ class _Batch(gpu_gram.Batch):
         )
 
     def launch_add_up(self, tile: Tile, works, partials, k) -> None:
-        add_up_kernel[(tile.products // SIDE**2, len(works))](
+        add_up_kernel[(len(works), tile.products // SIDE**2)](
             works,
             partials,
             self.largest,
