@@ -83,7 +83,6 @@ struct View {
   int64_t columns() const { return shape[ndim - 1]; }
   int64_t row_stride() const { return ndim == 2 ? stride[0] : 0; }
   size_t item() const { return dtype.bits / 8; }
-  bool on_cpu() const { return device.device_type == kDLCPU; }
 
   void needs_shape(int64_t first, int64_t second = -1) const {
     if (shape[0] != first || (ndim == 2 && shape[1] != second))
@@ -138,7 +137,7 @@ Operand operand_of(const std::string& name) {
 }
 
 void needs_cpu(const View& view) {
-  if (!view.on_cpu())
+  if (view.device.device_type != kDLCPU)
     throw std::runtime_error(std::string("`") + view.name + "` must be on the CPU");
 }
 
@@ -302,7 +301,7 @@ void finish(py::handle k_, py::handle stats_, py::handle packed_, py::handle dia
   summary.needs_shape(5);
   for (const View* view : {&k, &stats, &packed, &diagonal, &row_sums, &summary}) {
     view->needs_float64();
-    view->needs_device_of(k);
+    needs_cpu(*view);
   }
   packed.needs_own_memory({&k, &stats, &diagonal, &row_sums, &summary});
   diagonal.needs_own_memory({&k, &stats, &row_sums, &summary});
@@ -318,21 +317,9 @@ void finish(py::handle k_, py::handle stats_, py::handle packed_, py::handle dia
   args.diagonal = reinterpret_cast<double*>(diagonal.data);
   args.row_sums = reinterpret_cast<double*>(row_sums.data);
   args.summary = reinterpret_cast<double*>(summary.data);
-  if (k.on_cpu()) {
-    const CpuKernels& kernels = cpu_kernels();
-    py::gil_scoped_release release;
-    return kernels.finish(args);
-  }
-#ifdef FASTCKA_WITH_CUDA
-  if (k.device.device_type == kDLCUDA) {
-    void* stream = nullptr;
-    if (k.api->current_work_stream(kDLCUDA, k.device.device_id, &stream) != 0)
-      throw py::error_already_set();
-    py::gil_scoped_release release;
-    return cuda::finish(args, k.device.device_id, stream);
-  }
-#endif
-  throw std::runtime_error("`k` is on a device that this build of fastcka has no kernels for");
+  const CpuKernels& kernels = cpu_kernels();
+  py::gil_scoped_release release;
+  kernels.finish(args);
 }
 
 void hsic_pairs(py::handle a_, py::handle b_, py::handle out_, int threads) {
@@ -361,6 +348,183 @@ void hsic_pairs(py::handle a_, py::handle b_, py::handle out_, int threads) {
   py::gil_scoped_release release;
   kernels.hsic_pairs(args);
 }
+
+#ifdef FASTCKA_WITH_CUDA
+// The versions for GPUs; what each argument holds is said in kernels.h. Tables lie on the GPU, so
+// what they say cannot be checked here.
+
+// The device of a call, and the stream that torch works on there now.
+struct Device {
+  int index;
+  void* stream = nullptr;
+
+  Device(const View& of, std::initializer_list<const View*> others) : index(of.device.device_id) {
+    for (const View* other : others) other->needs_device_of(of);
+#ifndef FASTCKA_EMULATE_CUDA
+    if (of.device.device_type != kDLCUDA)
+      throw std::runtime_error(std::string("`") + of.name + "` must be on a CUDA device");
+    if (of.api->current_work_stream(kDLCUDA, index, &stream) != 0) throw py::error_already_set();
+#endif
+  }
+};
+
+// The address of a dense tensor of `count` values or more.
+template <class T>
+T* address(const View& view, DLDataTypeCode code, int64_t count) {
+  if (view.dtype.code != code || view.dtype.bits != 8 * sizeof(T) || view.dtype.lanes != 1)
+    throw py::type_error(std::string("`") + view.name + "` is of the wrong type");
+  if (view.rows() > 1 && view.row_stride() != view.columns())
+    throw py::value_error(std::string("`") + view.name + "` must be contiguous");
+  if (view.rows() * view.columns() < count)
+    throw py::value_error(std::string("`") + view.name + "` must hold " + std::to_string(count) +
+                          " values");
+  return reinterpret_cast<T*>(view.data);
+}
+
+template <class T>
+const T* table(const View& view, int64_t count) {
+  return reinterpret_cast<const T*>(address<int64_t>(view, kDLInt, count * int64_t(sizeof(T) / 8)));
+}
+
+void cuda_sample(py::handle base_, py::handle layers_, py::handle pivots_, py::handle largest_,
+                 py::handle norms_, int64_t n, int64_t piece, int64_t rows, int64_t block,
+                 int64_t padding) {
+  const View base(base_, "base", 2), layers(layers_, "layers", 2), pivots(pivots_, "pivots", 1);
+  const View largest(largest_, "largest", 1), norms(norms_, "norms", 2);
+  const Device device(base, {&layers, &pivots, &largest, &norms});
+  cuda::SampleArgs args;
+  args.base = base.data;
+  args.dtype = dtype_of(base);
+  args.piece = piece;
+  args.count = layers.rows();
+  args.layers = table<cuda::Layer>(layers, args.count);
+  args.n = n;
+  args.rows = rows;
+  args.block = block;
+  args.padding = padding;
+  args.blocks = norms.columns();
+  args.pivots = address<float>(pivots, kDLFloat, 0);
+  args.largest = address<int32_t>(largest, kDLInt, args.count);
+  args.norms = address<double>(norms, kDLFloat, args.count * args.blocks);
+  py::gil_scoped_release release;
+  cuda::sample(args, device.index, device.stream);
+}
+
+void cuda_products(py::handle base_, py::handle segments_, py::handle begins_, py::handle pivots_,
+                   py::handle largest_, py::handle partials_, const std::string& operand, int64_t n,
+                   int64_t piece, bool pair, int64_t rows, int64_t columns, int64_t step) {
+  const View base(base_, "base", 2), segments(segments_, "segments", 2);
+  const View begins(begins_, "begins", 1), pivots(pivots_, "pivots", 1);
+  const View largest(largest_, "largest", 1), partials(partials_, "partials", 2);
+  const Device device(base, {&segments, &begins, &pivots, &largest, &partials});
+  cuda::ProductsArgs args;
+  args.base = base.data;
+  args.dtype = dtype_of(base);
+  args.operand = operand_of(operand);
+  args.piece = piece;
+  args.pair = pair;
+  args.rows = rows;
+  args.columns = columns;
+  args.step = step;
+  args.segments = table<cuda::Segment>(segments, segments.rows());
+  args.begins = address<int64_t>(begins, kDLInt, 2);
+  args.programs = begins.columns() - 1;
+  args.n = n;
+  args.pivots = address<float>(pivots, kDLFloat, 0);
+  args.largest = address<int32_t>(largest, kDLInt, 1);
+  args.partials = address<float>(partials, kDLFloat, segments.rows() * rows * columns);
+  py::gil_scoped_release release;
+  cuda::products(args, device.index, device.stream);
+}
+
+void cuda_add_up(py::handle works_, py::handle partials_, py::handle largest_, py::handle k_,
+                 int64_t rows, int64_t columns) {
+  const View works(works_, "works", 2), partials(partials_, "partials", 2);
+  const View largest(largest_, "largest", 1), k(k_, "k", 2);
+  const Device device(k, {&works, &partials, &largest});
+  cuda::AddUpArgs args;
+  args.count = works.rows();
+  args.works = table<cuda::Work>(works, args.count);
+  args.n = k.columns();
+  args.rows = rows;
+  args.columns = columns;
+  args.partials = address<float>(partials, kDLFloat, rows * columns);
+  args.largest = address<int32_t>(largest, kDLInt, 1);
+  args.k = address<double>(k, kDLFloat, 0);
+  py::gil_scoped_release release;
+  cuda::add_up(args, device.index, device.stream);
+}
+
+void cuda_recentre(py::handle k_, py::handle means_) {
+  const View k(k_, "k", 2), means(means_, "means", 2);
+  const Device device(k, {&means});
+  cuda::RecentreArgs args;
+  args.layers = means.rows();
+  args.n = means.columns();
+  args.k = address<double>(k, kDLFloat, args.layers * args.n * args.n);
+  args.means = address<double>(means, kDLFloat, 0);
+  py::gil_scoped_release release;
+  cuda::recentre(args, device.index, device.stream);
+}
+
+void cuda_finish(py::handle k_, py::handle stats_, py::handle packed_, py::handle diagonal_,
+                 py::handle row_sums_, py::handle summary_, py::handle squares_, bool biased) {
+  const View k(k_, "k", 2), stats(stats_, "stats", 2), packed(packed_, "packed", 2);
+  const View diagonal(diagonal_, "diagonal", 2), row_sums(row_sums_, "row_sums", 2);
+  const View summary(summary_, "summary", 2), squares(squares_, "squares", 2);
+  const int64_t layers = stats.rows(), n = k.columns();
+  const Device device(k, {&stats, &packed, &diagonal, &row_sums, &summary, &squares});
+  packed.needs_shape(layers, packed_length(n, biased));
+  diagonal.needs_shape(layers, n);
+  row_sums.needs_shape(layers, n);
+  summary.needs_shape(layers, 5);
+  for (const View* view : {&packed, &diagonal, &row_sums, &summary}) view->needs_float64();
+  packed.needs_own_memory({&k, &stats, &diagonal, &row_sums, &summary, &squares});
+  diagonal.needs_own_memory({&k, &stats, &row_sums, &summary, &squares});
+  row_sums.needs_own_memory({&k, &stats, &summary, &squares});
+  summary.needs_own_memory({&k, &stats, &squares});
+  cuda::FinishAllArgs args;
+  args.k = address<double>(k, kDLFloat, layers * n * n);
+  args.stats = address<double>(stats, kDLFloat, layers * 3);
+  args.out = {reinterpret_cast<double*>(packed.data), reinterpret_cast<double*>(diagonal.data),
+              reinterpret_cast<double*>(row_sums.data), reinterpret_cast<double*>(summary.data)};
+  args.packed_stride = packed.row_stride();
+  args.diagonal_stride = diagonal.row_stride();
+  args.row_sums_stride = row_sums.row_stride();
+  args.summary_stride = summary.row_stride();
+  args.squares = address<double>(squares, kDLFloat, layers * n * 2);
+  args.layers = layers;
+  args.n = n;
+  args.estimator = biased ? Estimator::biased : Estimator::unbiased;
+  py::gil_scoped_release release;
+  cuda::finish(args, device.index, device.stream);
+}
+
+void cuda_hsic_pairs(py::handle a_, py::handle b_, py::handle out_, py::handle partials_,
+                     int64_t run) {
+  const View a(a_, "a", 2), b(b_, "b", 2), out(out_, "out", 2), partials(partials_, "partials", 2);
+  const Device device(a, {&b, &out, &partials});
+  b.needs_shape(b.rows(), a.columns());
+  out.needs_shape(a.rows(), b.rows());
+  for (const View* view : {&a, &b, &out}) view->needs_float64();
+  out.needs_own_memory({&a, &b, &partials});
+  cuda::HsicRunsArgs args;
+  args.a = reinterpret_cast<const double*>(a.data);
+  args.b = reinterpret_cast<const double*>(b.data);
+  args.rows_a = a.rows();
+  args.rows_b = b.rows();
+  args.length = a.columns();
+  args.a_stride = a.row_stride();
+  args.b_stride = b.row_stride();
+  args.out = reinterpret_cast<double*>(out.data);
+  args.out_stride = out.row_stride();
+  args.run = run;
+  args.runs = (args.length + run - 1) / run;
+  args.partials = address<double>(partials, kDLFloat, args.runs * args.rows_a * args.rows_b);
+  py::gil_scoped_release release;
+  cuda::hsic_pairs(args, device.index, device.stream);
+}
+#endif
 
 double multiply_adds(int64_t rounds, int threads) {
   needs_threads(threads);
@@ -402,6 +566,14 @@ PYBIND11_MODULE(_native, m) {
   m.def("gram_finish_workspace", &gram_finish_workspace);
   m.def("gram_finish", &gram_finish);
   m.def("hsic_pairs", &hsic_pairs);
+#ifdef FASTCKA_WITH_CUDA
+  m.def("cuda_sample", &cuda_sample);
+  m.def("cuda_products", &cuda_products);
+  m.def("cuda_add_up", &cuda_add_up);
+  m.def("cuda_recentre", &cuda_recentre);
+  m.def("cuda_finish", &cuda_finish);
+  m.def("cuda_hsic_pairs", &cuda_hsic_pairs);
+#endif
   m.def("multiply_adds", &multiply_adds);
   m.def("build_info", &build_info);
   m.def("isa", [] { return std::string(cpu_kernels().isa); });

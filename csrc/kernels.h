@@ -103,10 +103,96 @@ struct IsaState {
 const IsaState* cpu_isas(int* count);
 
 #ifdef FASTCKA_WITH_CUDA
+// Many layers of the same examples at once, on `stream` of `device`: every address is the device's.
+// Nothing here allocates or waits. Throws std::runtime_error with CUDA's own message.
+// fastcka/kernels/gpu_gram.py says what the tables hold.
 namespace cuda {
-// As the CPU version, with device addresses, on `stream` of `device`; does not synchronise.
-// Throws std::runtime_error with CUDA's own message.
-void finish(const FinishArgs& args, int device, void* stream);
+
+struct Layer {
+  int64_t distance, stride, features;  // from `base`, of rows, of a row: in pieces
+  int64_t pivot;                       // where its pivot is: in 16 values
+};
+
+struct Segment : Layer {
+  int64_t layer, row_a, row_b;  // where the two blocks of rows begin
+  int64_t start, stop;          // in steps of `step` features
+};
+
+struct Work {
+  int64_t layer, row_a, row_b;
+  int64_t first, last;  // its slots, `last` excluded
+};
+
+// The mean of some rows of each layer, which `products` subtracts.
+struct SampleArgs {
+  const void* base;
+  Dtype dtype;
+  int64_t piece;        // values: 16 bytes, or 1
+  const Layer* layers;  // [count]
+  int64_t count, n, rows;
+  int64_t block;        // features that a block of threads takes
+  int64_t padding;      // pivots are zero from the last feature to the next multiple of it
+  int64_t blocks;       // of the widest layer
+  float* pivots;
+  int32_t* largest;     // [count], 0 before: the bits of the largest magnitude in the sampled rows
+  double* norms;        // [count, blocks]: of each block, the mean square of the sampled rows
+};
+
+// What tensor cores multiply: each segment's sums of products, in a slot of its own.
+struct ProductsArgs {
+  const void* base;
+  Dtype dtype;
+  Operand operand;
+  int64_t piece;            // values: 16 bytes, then they are copied as such, or 1
+  bool pair;                // two blocks of rows with each other; else one with itself
+  int64_t rows, columns;    // of the product
+  int64_t step;
+  const Segment* segments;
+  const int64_t* begins;    // [programs + 1]
+  int64_t programs, n;
+  const float* pivots;
+  const int32_t* largest;
+  float* partials;          // [segments, rows, columns]
+};
+
+// The slots of each tile, in order, to the lower triangle of its layer's matrix.
+struct AddUpArgs {
+  const Work* works;  // [count]
+  int64_t count, n, rows, columns;
+  const float* partials;
+  const int32_t* largest;
+  double* k;          // [layers, n, n]
+};
+
+// From rows less the pivot to rows less their mean.
+struct RecentreArgs {
+  double* k;      // [layers, n, n], the lower triangle
+  double* means;  // [layers, n], a workspace
+  int64_t layers, n;
+};
+
+struct FinishAllArgs {
+  const double* k;      // [layers, n, n], only j <= i is read
+  const double* stats;  // [layers, 3]
+  Finished out;         // of the first layer
+  int64_t packed_stride, diagonal_stride, row_sums_stride, summary_stride;
+  double* squares;      // [layers, n, 2], a workspace
+  int64_t layers, n;
+  Estimator estimator;
+};
+
+struct HsicRunsArgs : HsicArgs {  // `threads` is not read
+  int64_t runs, run;  // so many entries of the rows are added up by one block of threads
+  double* partials;   // [runs, rows_a, rows_b], a workspace
+};
+
+void sample(const SampleArgs& args, int device, void* stream);
+void products(const ProductsArgs& args, int device, void* stream);
+void add_up(const AddUpArgs& args, int device, void* stream);
+void recentre(const RecentreArgs& args, int device, void* stream);
+void finish(const FinishAllArgs& args, int device, void* stream);
+void hsic_pairs(const HsicRunsArgs& args, int device, void* stream);
+
 }  // namespace cuda
 #endif
 

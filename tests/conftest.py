@@ -19,6 +19,7 @@ VERSIONS = [
     ("torch", "cpu"),
     pytest.param(("torch", "cuda"), marks=pytest.mark.gpu),
     pytest.param(("triton", "cuda"), marks=pytest.mark.gpu),
+    pytest.param(("native", "cuda"), marks=pytest.mark.gpu),
 ]
 if os.environ.get("TRITON_INTERPRET") == "1":  # in a process of its own: see test_triton.py
     VERSIONS = [("triton", "cpu")]

@@ -14,6 +14,7 @@ from contextvars import ContextVar
 import torch
 
 from fastcka.kernels import (
+    cuda_launch,
     native,
     torch_finish,
     torch_gram,
@@ -47,7 +48,12 @@ OPERATIONS: dict[str, dict[str, Callable]] = {
 BACKENDS = ("native", "triton", "torch")
 # Neither Triton's nor CUDA's versions have been timed on a GPU yet: torch first there.
 ORDER = {"cpu": ("native", "torch"), "cuda": ("torch", "triton", "native")}
-NATIVE_ON_CUDA = ("finish",)
+NATIVE_ON_CUDA: dict[str, Callable] = {
+    "gram": cuda_launch.gram,
+    "finish": cuda_launch.finish,
+    "gram_finish": cuda_launch.gram_finish,
+    "hsic_pairs": cuda_launch.hsic_pairs,
+}
 
 _named: ContextVar[str | None] = ContextVar("fastcka_backend", default=None)
 _told = False
@@ -70,7 +76,10 @@ def using(backend: str) -> Iterator[None]:
 
 def choose(operation: str, device: torch.device, backend: str | None = None) -> Callable:
     """The version of `operation` to run on `device`."""
-    return OPERATIONS[operation][name_of(operation, device, backend)]
+    name = name_of(operation, device, backend)
+    if name == "native" and device.type == "cuda":
+        return NATIVE_ON_CUDA[operation]
+    return OPERATIONS[operation][name]
 
 
 def name_of(operation: str, device: torch.device, backend: str | None = None) -> str:
@@ -111,18 +120,7 @@ def obstacle(operation: str, backend: str, device: torch.device) -> str | None:
     """Why a backend cannot run an operation on a device; None where it can."""
     if backend == "torch":
         return None
-    if backend == "triton":
-        return triton_versions.obstacle(device)
-    if native.module is None:
-        return f"the native kernels are not installed ({native.missing})"
-    if device.type == "cuda":
-        if operation not in NATIVE_ON_CUDA:
-            return "there is no CUDA version"
-        if native.module.build_info()["cuda"] is None:
-            return "this installation was built without CUDA"
-    elif device.type != "cpu":
-        return f"there are no native kernels for {device.type}"
-    return None
+    return (triton_versions if backend == "triton" else native).obstacle(device)
 
 
 def _asked_for(backend: str | None) -> tuple[str | None, str]:

@@ -1,4 +1,5 @@
-"""The C++ and CUDA versions: allocates what they write to and passes the thread count.
+"""The C++ versions: allocates what they write to and passes the thread count. Those for GPUs are
+called by `cuda_launch`.
 
 `torch` is imported before the module, so that both use the OpenMP runtime that torch brings. Its
 threads do not survive a fork, and whoever asks for them in the child waits for ever: a forked
@@ -38,11 +39,37 @@ if hasattr(os, "register_at_fork"):
 
 _OPERAND = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
+# Tensor cores that multiply 16-bit types and TF32, and copies in the background.
+OLDEST = (8, 0)
+
+
+def obstacle(device: torch.device) -> str | None:
+    """Why the native kernels cannot run on a device; None where they can."""
+    if module is None:
+        return f"the native kernels are not installed ({missing})"
+    if device.type == "cpu":
+        return None
+    if device.type != "cuda":
+        return f"there are no native kernels for {device.type}"
+    if torch.version.hip:
+        return "there are no native kernels for AMD's GPUs"
+    if module.build_info()["cuda"] is None:
+        return "this installation was built without CUDA"
+    if not torch.cuda.is_available():
+        return "there is no GPU"
+    if torch.cuda.get_device_capability(device) < OLDEST:
+        return "this GPU is older than compute capability 8.0"
+    return None
+
+
+def operand_name(operand: torch.dtype) -> str:
+    return _OPERAND.get(operand, "float32")
+
 
 def gram(x: torch.Tensor, operand: torch.dtype, k: torch.Tensor, stats: torch.Tensor) -> None:
     threads = thread_count()
     workspace = _workspace(module.gram_workspace(x, threads))
-    module.gram(x, k, stats, workspace, _OPERAND.get(operand, "float32"), threads)
+    module.gram(x, k, stats, workspace, operand_name(operand), threads)
 
 
 def finish(k, stats, packed, diagonal, row_sums, summary, estimator: str) -> None:
@@ -52,7 +79,7 @@ def finish(k, stats, packed, diagonal, row_sums, summary, estimator: str) -> Non
 def gram_finish(layers, operands, packed, diagonal, row_sums, summary, estimator: str) -> None:
     threads = thread_count()
     workspace = _workspace(module.gram_finish_workspace(layers, threads))
-    names = [_OPERAND.get(operand, "float32") for operand in operands]
+    names = [operand_name(operand) for operand in operands]
     out = (packed, diagonal, row_sums, summary)
     module.gram_finish(layers, names, *out, workspace, estimator == "biased", threads)
 

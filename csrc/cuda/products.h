@@ -1,0 +1,334 @@
+// The products of a tile: sums over features of x_i x_j, x less the pivot, by tensor cores.
+//
+// A block of threads works through its segments step by step. A thread copies its pieces of 16 bytes
+// to shared memory some steps ahead, where nobody else looks at them; when they have come it takes
+// the pivot away, rounds to the operand and leaves the result where all warps read it. There are two
+// such places, so one barrier a step is enough: who writes to a place has met everybody after they
+// last read it.
+#pragma once
+
+#include "launch.h"
+#include "scale.h"
+
+namespace fastcka {
+namespace cuda {
+
+constexpr int larger(int a, int b) { return a > b ? a : b; }
+
+// T: of the activations. Op: of the operands; float is multiplied as three products of TF32.
+// kA, kB: rows of the two blocks; kB = 0 is the first with itself.
+template <class T_, class Op_, int kA_, int kB_, int kStages_>
+struct Tile {
+  using T = T_;
+  using Op = Op_;
+  static constexpr int kA = kA_, kB = kB_, kStages = kStages_;
+  static constexpr int kRows = kA + kB;
+  static constexpr int kColumns = kB ? kB : kA;  // of the product
+  static constexpr int kThreads = kA * kColumns > 64 * 64 ? 256 : 128;
+
+  // Features of a step: 128 bytes of a row, of activations or of operands.
+  static constexpr int kStep = 128 / larger(sizeof(T), sizeof(Op));
+  static constexpr int kRowBytes = kStep * int(sizeof(Op));
+  static constexpr int kBufferBytes = kRows * kRowBytes;
+
+  // A piece is 16 bytes of a row; the pieces of a thread have their features in common.
+  static constexpr int kValues = 16 / int(sizeof(T));
+  static constexpr int kPiecesOfRow = kStep / kValues;
+  static constexpr int kPieces = kRows * kPiecesOfRow / kThreads;
+  static constexpr int kRowsApart = kThreads / kPiecesOfRow;
+
+  static constexpr int kSharedBytes = 2 * kBufferBytes + kStages * kPieces * kThreads * 16;
+
+  // A warp's share of the product.
+  static constexpr int kWarpRows = kA * kColumns == 128 * 128 ? 64 : 32;
+  static constexpr int kWarpColumns = 32;
+  static constexpr int kWarpsAside = kColumns / kWarpColumns;
+
+  // Tensor cores cut off what they shift out, so no more than so many sums go into one another.
+  static constexpr int kSumsOfStep = kRowBytes / 32 * (sizeof(Op) == 4 ? 3 : 1);
+  static constexpr int kSumsOfChunk = 512;  // 8,192 features of 16 bits
+  static constexpr int kStepsOfChunk = kSumsOfChunk / kSumsOfStep;
+
+  static_assert(kRows * kPiecesOfRow % kThreads == 0 && kThreads % kPiecesOfRow == 0, "");
+  static_assert(kA / kWarpRows * kWarpsAside * 32 == kThreads, "");
+};
+
+template <class T>
+struct alignas(16) Piece {
+  T value[16 / sizeof(T)];
+};
+template <int kCount>
+struct alignas(4 * kCount) Words {
+  uint32_t word[kCount];
+};
+
+// Where a byte of a row is. Eight rows at one place would share banks: their 16 bytes are exchanged,
+// as 128-byte swizzling does it.
+template <int kRowBytes>
+__device__ inline int swizzled(int row, int byte) {
+  constexpr int kPieces = kRowBytes / 16;
+  const int piece = (byte / 16) ^ (row / (8 / kPieces) % kPieces);
+  return row * kRowBytes + piece * 16 + byte % 16;
+}
+
+// What a step reads: one segment of the table.
+template <class T>
+struct Rows {
+  const T* a;
+  const T* b;
+  int64_t stride, features;
+  int last_a, last_b;  // rows from there on are read as it: their products are never looked at
+
+  // Where a row of the tile begins.
+  template <int kA>
+  __device__ const T* at(int row) const {
+    const bool second = row >= kA;
+    const int own = second ? row - kA : row, last = second ? last_b : last_a;
+    return (second ? b : a) + int64_t(own < last ? own : last) * stride;
+  }
+};
+
+template <class Tile>
+__device__ inline void fetch(const Rows<typename Tile::T>& rows, int64_t step, bool aligned,
+                             Piece<typename Tile::T>* own) {
+  const int64_t feature =
+      step * Tile::kStep + int(threadIdx.x) % Tile::kPiecesOfRow * Tile::kValues;
+#pragma unroll
+  for (int i = 0; i < Tile::kPieces; ++i) {
+    const int row = int(threadIdx.x) / Tile::kPiecesOfRow + i * Tile::kRowsApart;
+    const auto* from = rows.template at<Tile::kA>(row);
+    if (aligned) {  // whole pieces exist, or none of it
+      const bool exists = feature < rows.features;
+      copy_16(own + i * Tile::kThreads, from + (exists ? feature : 0), exists);
+    } else {
+      Piece<typename Tile::T> piece{};
+#pragma unroll
+      for (int j = 0; j < Tile::kValues; ++j)
+        if (feature + j < rows.features) piece.value[j] = from[feature + j];
+      own[i * Tile::kThreads] = piece;
+    }
+  }
+}
+
+// The pivot under the pieces of this thread: scaled, and negative.
+template <class Tile>
+__device__ inline void read_pivot(float (&minus)[Tile::kValues], const float* pivots, float scale,
+                                  int64_t step) {
+  const float* from =
+      pivots + step * Tile::kStep + int(threadIdx.x) % Tile::kPiecesOfRow * Tile::kValues;
+#pragma unroll
+  for (int j = 0; j < Tile::kValues; j += 4) {
+    const auto four = *reinterpret_cast<const Piece<float>*>(from + j);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) minus[j + i] = -scale * four.value[i];
+  }
+}
+
+template <class Op>
+__device__ inline uint32_t operand_word(const float* values, int word) {
+  return pack(Op{}, values[2 * word], values[2 * word + 1]);
+}
+template <>
+__device__ inline uint32_t operand_word<float>(const float* values, int word) {
+  return __float_as_uint(values[word]);
+}
+
+template <class Tile>
+__device__ inline void centre(const Piece<typename Tile::T>* own,
+                              const float (&minus)[Tile::kValues], float scale, char* buffer) {
+  using Op = typename Tile::Op;
+  constexpr int kWords = Tile::kValues * int(sizeof(Op)) / 4, kTogether = kWords < 4 ? kWords : 4;
+  const int byte =
+      int(threadIdx.x) % Tile::kPiecesOfRow * Tile::kValues * int(sizeof(Op));
+#pragma unroll
+  for (int i = 0; i < Tile::kPieces; ++i) {
+    const int row = int(threadIdx.x) / Tile::kPiecesOfRow + i * Tile::kRowsApart;
+    const Piece<typename Tile::T> piece = own[i * Tile::kThreads];
+    float values[Tile::kValues];
+#pragma unroll
+    for (int j = 0; j < Tile::kValues; ++j)
+      values[j] = fmaf(to_float(piece.value[j]), scale, minus[j]);
+#pragma unroll
+    for (int w = 0; w < kWords; w += kTogether) {
+      Words<kTogether> words;
+#pragma unroll
+      for (int j = 0; j < kTogether; ++j) words.word[j] = operand_word<Op>(values, w + j);
+      *reinterpret_cast<Words<kTogether>*>(
+          buffer + swizzled<Tile::kRowBytes>(row, byte + 4 * w)) = words;
+    }
+  }
+}
+
+// A value to TF32's precision, and what of it TF32 does not hold.
+__device__ inline void split(uint32_t word, uint32_t& high, uint32_t& low) {
+  high = to_tf32(__uint_as_float(word)) & 0xffffe000u;  // what lies below may be anything
+  low = to_tf32(__uint_as_float(word) - __uint_as_float(high));
+}
+
+template <class Op, int kM, int kN>
+__device__ inline void multiply_all(Op, float (&sums)[kM][kN][4], const uint32_t (&a)[kM][4],
+                                    const uint32_t (&b)[kN][2]) {
+#pragma unroll
+  for (int m = 0; m < kM; ++m)
+#pragma unroll
+    for (int n = 0; n < kN; ++n) multiply(Op{}, sums[m][n], a[m], b[n]);
+}
+// float32: the product of what TF32 leaves of both is below float32's last bit.
+template <int kM, int kN>
+__device__ inline void multiply_all(float, float (&sums)[kM][kN][4], const uint32_t (&a)[kM][4],
+                                    const uint32_t (&b)[kN][2]) {
+  uint32_t high_b[kN][2], low_b[kN][2];
+#pragma unroll
+  for (int n = 0; n < kN; ++n)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) split(b[n][i], high_b[n][i], low_b[n][i]);
+#pragma unroll
+  for (int m = 0; m < kM; ++m) {
+    uint32_t high_a[4], low_a[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) split(a[m][i], high_a[i], low_a[i]);
+#pragma unroll
+    for (int n = 0; n < kN; ++n) {
+      multiply(0.0f, sums[m][n], low_a, high_b[n]);
+      multiply(0.0f, sums[m][n], high_a, low_b[n]);
+      multiply(0.0f, sums[m][n], high_a, high_b[n]);
+    }
+  }
+}
+
+// A warp's share of the product of a step.
+template <class Tile, int kM, int kN>
+__device__ inline void multiply_step(float (&sums)[kM][kN][4], const char* buffer) {
+  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
+  const int row = warp / Tile::kWarpsAside * Tile::kWarpRows;
+  const int column =
+      warp % Tile::kWarpsAside * Tile::kWarpColumns + (Tile::kB ? Tile::kA : 0);
+#pragma unroll
+  for (int byte = 0; byte < Tile::kRowBytes; byte += 32) {
+    uint32_t a[kM][4], b[kN][2];
+#pragma unroll
+    for (int m = 0; m < kM; ++m)
+      load_matrices(a[m], buffer + swizzled<Tile::kRowBytes>(row + 16 * m + lane % 16,
+                                                             byte + lane / 16 * 16));
+#pragma unroll
+    for (int n = 0; n < kN; n += 2) {
+      uint32_t two[4];
+      load_matrices(two, buffer + swizzled<Tile::kRowBytes>(
+                                      column + 8 * n + lane / 16 * 8 + lane % 8,
+                                      byte + lane / 8 % 2 * 16));
+      b[n][0] = two[0], b[n][1] = two[1], b[n + 1][0] = two[2], b[n + 1][1] = two[3];
+    }
+    multiply_all(typename Tile::Op{}, sums, a, b);
+  }
+}
+
+// Into the segment's slot, or onto what it holds of the chunks before.
+template <class Tile, int kM, int kN>
+__device__ inline void keep(const float (&sums)[kM][kN][4], float* slot, bool again) {
+  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
+  const int row = warp / Tile::kWarpsAside * Tile::kWarpRows + lane / 4;
+  const int column = warp % Tile::kWarpsAside * Tile::kWarpColumns + lane % 4 * 2;
+#pragma unroll
+  for (int m = 0; m < kM; ++m)
+#pragma unroll
+    for (int n = 0; n < kN; ++n)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float* to = slot + (row + 16 * m + 8 * half) * Tile::kColumns + column + 8 * n;
+        to[0] = (again ? to[0] : 0.0f) + sums[m][n][2 * half];
+        to[1] = (again ? to[1] : 0.0f) + sums[m][n][2 * half + 1];
+      }
+}
+
+template <class Tile>
+__global__ void __launch_bounds__(Tile::kThreads, 1) products_kernel(ProductsArgs args) {
+  using T = typename Tile::T;
+  char* const buffers = dynamic_shared();
+  Piece<T>* const own =
+      reinterpret_cast<Piece<T>*>(buffers + 2 * Tile::kBufferBytes) + threadIdx.x;
+  const auto stage = [own](int turn) {
+    return own + turn % Tile::kStages * (Tile::kPieces * Tile::kThreads);
+  };
+  int turn = 0;  // steps so far, of all segments
+
+  const int64_t end = args.begins[blockIdx.x + 1];
+  for (int64_t s = args.begins[blockIdx.x]; s < end; ++s) {
+    const Segment segment = args.segments[s];
+    const T* x = static_cast<const T*>(args.base) + segment.distance * args.piece;
+    Rows<T> rows;
+    rows.stride = segment.stride * args.piece;
+    rows.features = segment.features * args.piece;
+    rows.a = x + segment.row_a * rows.stride;
+    rows.b = x + segment.row_b * rows.stride;
+    rows.last_a = int(args.n - 1 - segment.row_a);
+    rows.last_b = int(args.n - 1 - segment.row_b);
+    const float* pivots = args.pivots + segment.pivot * 16;
+    const float scale = scale_of(args.largest[segment.layer]);
+    const bool aligned = args.piece > 1;
+    float* slot = args.partials + s * (Tile::kA * Tile::kColumns);
+
+#pragma unroll 1
+    for (int i = 0; i < Tile::kStages - 1; ++i) {
+      if (segment.start + i < segment.stop)
+        fetch<Tile>(rows, segment.start + i, aligned, stage(turn + i));
+      commit_copies();
+    }
+    float minus[Tile::kValues];
+    read_pivot<Tile>(minus, pivots, scale, segment.start);
+    for (int64_t chunk = segment.start; chunk < segment.stop; chunk += Tile::kStepsOfChunk) {
+      float sums[Tile::kWarpRows / 16][Tile::kWarpColumns / 8][4] = {};
+      const int64_t stop =
+          chunk + Tile::kStepsOfChunk < segment.stop ? chunk + Tile::kStepsOfChunk : segment.stop;
+      for (int64_t step = chunk; step < stop; ++step, ++turn) {
+        char* buffer = buffers + turn % 2 * Tile::kBufferBytes;
+        wait_for_copies<Tile::kStages - 2>();
+        centre<Tile>(stage(turn), minus, scale, buffer);
+        if (step + Tile::kStages - 1 < segment.stop)
+          fetch<Tile>(rows, step + Tile::kStages - 1, aligned, stage(turn + Tile::kStages - 1));
+        commit_copies();
+        if (step + 1 < segment.stop) read_pivot<Tile>(minus, pivots, scale, step + 1);
+        __syncthreads();
+        multiply_step<Tile>(sums, buffer);
+      }
+      keep<Tile>(sums, slot, chunk > segment.start);
+    }
+  }
+}
+
+template <class Tile>
+void launch_products(const ProductsArgs& args, void* stream) {
+  if (args.step != Tile::kStep)
+    throw std::runtime_error("a step of these products has " + std::to_string(Tile::kStep) +
+                             " features, not " + std::to_string(args.step));
+  check(cudaFuncSetAttribute(products_kernel<Tile>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             Tile::kSharedBytes),
+        "gram");
+  launch(products_kernel<Tile>, dim3(unsigned(args.programs)), Tile::kThreads, Tile::kSharedBytes,
+         stream, args);
+}
+
+template <class T, class Op>
+void launch_tile(const ProductsArgs& args, void* stream) {
+  const int64_t rows = args.rows, columns = args.columns;
+  if (!args.pair && rows == 64) return launch_products<Tile<T, Op, 64, 0, 4>>(args, stream);
+  if (!args.pair && rows == 128) return launch_products<Tile<T, Op, 128, 0, 3>>(args, stream);
+  if (args.pair && rows == 128 && columns == 128)
+    return launch_products<Tile<T, Op, 128, 128, 3>>(args, stream);
+  // For GPUs of 100 kB of shared memory.
+  if (args.pair && rows == 128 && columns == 64)
+    return launch_products<Tile<T, Op, 128, 64, 2>>(args, stream);
+  throw std::runtime_error("there is no kernel for this tile");
+}
+
+template <class Op>
+void launch_operand(const ProductsArgs& args, void* stream) {
+  switch (args.dtype) {
+    case Dtype::f16: return launch_tile<half_bits, Op>(args, stream);
+    case Dtype::bf16: return launch_tile<bfloat_bits, Op>(args, stream);
+    case Dtype::f32: return launch_tile<float, Op>(args, stream);
+    case Dtype::f64: throw std::runtime_error("there are no tensor cores for float64 activations");
+  }
+}
+
+}  // namespace cuda
+}  // namespace fastcka
