@@ -145,6 +145,7 @@ def test_raghu_has_as_many_layers_as_the_axes_of_the_paper(name, count):
     assert len(raghu(on_meta(name))) == count
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of torch 2.11 itself
 def test_wrappers_are_not_part_of_a_name():
     net = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
     net[0] = torch.compile(net[0])
