@@ -386,6 +386,13 @@ const T* table(const View& view, int64_t count) {
   return reinterpret_cast<const T*>(address<int64_t>(view, kDLInt, count * int64_t(sizeof(T) / 8)));
 }
 
+cuda::TileKind kind_of(const std::string& name) {
+  if (name == "square") return cuda::TileKind::square;
+  if (name == "pair") return cuda::TileKind::pair;
+  if (name == "triangle") return cuda::TileKind::triangle;
+  throw py::value_error("`kind` must be square, pair or triangle, but is " + name);
+}
+
 void cuda_sample(py::handle base_, py::handle layers_, py::handle pivots_, py::handle largest_,
                  py::handle norms_, int64_t n, int64_t piece, int64_t rows, int64_t block,
                  int64_t padding) {
@@ -412,7 +419,8 @@ void cuda_sample(py::handle base_, py::handle layers_, py::handle pivots_, py::h
 
 void cuda_products(py::handle base_, py::handle segments_, py::handle begins_, py::handle pivots_,
                    py::handle largest_, py::handle partials_, const std::string& operand, int64_t n,
-                   int64_t piece, bool pair, int64_t rows, int64_t columns, int64_t step) {
+                   int64_t piece, const std::string& kind, int64_t rows, int64_t columns,
+                   int64_t step) {
   const View base(base_, "base", 2), segments(segments_, "segments", 2);
   const View begins(begins_, "begins", 1), pivots(pivots_, "pivots", 1);
   const View largest(largest_, "largest", 1), partials(partials_, "partials", 2);
@@ -422,7 +430,7 @@ void cuda_products(py::handle base_, py::handle segments_, py::handle begins_, p
   args.dtype = dtype_of(base);
   args.operand = operand_of(operand);
   args.piece = piece;
-  args.pair = pair;
+  args.kind = kind_of(kind);
   args.rows = rows;
   args.columns = columns;
   args.step = step;
@@ -432,19 +440,22 @@ void cuda_products(py::handle base_, py::handle segments_, py::handle begins_, p
   args.n = n;
   args.pivots = address<float>(pivots, kDLFloat, 0);
   args.largest = address<int32_t>(largest, kDLInt, 1);
-  args.partials = address<float>(partials, kDLFloat, segments.rows() * rows * columns);
+  args.partials = address<float>(
+      partials, kDLFloat,
+      segments.rows() * rows * columns * (args.kind == cuda::TileKind::triangle ? 3 : 1));
   py::gil_scoped_release release;
   cuda::products(args, device.index, device.stream);
 }
 
 void cuda_add_up(py::handle works_, py::handle partials_, py::handle largest_, py::handle k_,
-                 int64_t rows, int64_t columns) {
+                 const std::string& kind, int64_t rows, int64_t columns) {
   const View works(works_, "works", 2), partials(partials_, "partials", 2);
   const View largest(largest_, "largest", 1), k(k_, "k", 2);
   const Device device(k, {&works, &partials, &largest});
   cuda::AddUpArgs args;
   args.count = works.rows();
   args.works = table<cuda::Work>(works, args.count);
+  args.kind = kind_of(kind);
   args.n = k.columns();
   args.rows = rows;
   args.columns = columns;

@@ -138,26 +138,31 @@ struct SampleArgs {
   double* norms;        // [count, blocks]: of each block, the mean square of the sampled rows
 };
 
+// square: a block of rows with itself. pair: two with each other. triangle: two with themselves, and
+// the second with the first, by GPUs of compute capability 9.0.
+enum class TileKind { square, pair, triangle };
+
 // What tensor cores multiply: each segment's sums of products, in a slot of its own.
 struct ProductsArgs {
   const void* base;
   Dtype dtype;
   Operand operand;
   int64_t piece;            // values: 16 bytes, then they are copied as such, or 1
-  bool pair;                // two blocks of rows with each other; else one with itself
-  int64_t rows, columns;    // of the product
+  TileKind kind;
+  int64_t rows, columns;    // of a product
   int64_t step;
   const Segment* segments;
   const int64_t* begins;    // [programs + 1]
   int64_t programs, n;
   const float* pivots;
   const int32_t* largest;
-  float* partials;          // [segments, rows, columns]
+  float* partials;          // [segments, products, rows, columns], of a triangle three products
 };
 
 // The slots of each tile, in order, to the lower triangle of its layer's matrix.
 struct AddUpArgs {
   const Work* works;  // [count]
+  TileKind kind;
   int64_t count, n, rows, columns;
   const float* partials;
   const int32_t* largest;

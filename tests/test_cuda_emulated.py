@@ -80,6 +80,21 @@ def test_every_tile_gives_the_definition(monkeypatch, pair, n, features, operand
     check(gram(x, operand=operand).k, x, TYPES[operand])
 
 
+@pytest.mark.parametrize("n", [130, 300])
+@pytest.mark.parametrize("operand", ["fp16", "bf16"])
+def test_triangles_of_256_rows_give_the_definition(monkeypatch, n, operand):
+    monkeypatch.setenv("FASTCKA_GPU_ISA", "wgmma")
+    for features in (136, 131):  # the second by value, so by other tiles
+        x = (torch.randn(n, features) + 1).to(TYPES[operand])
+        check(gram(x, operand=operand).k, x, TYPES[operand])
+
+
+def test_an_unknown_name_of_what_multiplies_is_an_error(monkeypatch):
+    monkeypatch.setenv("FASTCKA_GPU_ISA", "wmma")
+    with pytest.raises(RuntimeError, match="FASTCKA_GPU_ISA must be one of mma, wgmma"):
+        gram(torch.randn(5, 40))
+
+
 @pytest.mark.parametrize("programs", [1, 3])
 def test_what_is_longer_than_a_chunk_is_added_up_in_its_slot(monkeypatch, programs):
     monkeypatch.setattr(gpu_gram, "processors", lambda device: programs)

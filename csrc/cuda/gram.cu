@@ -1,7 +1,6 @@
 // gram of many layers at once: sample a common row, multiply, add up, centre.
 //
-// Every sum is taken in one fixed order, so the same input gives the same bits; errors of products
-// are said in products.h.
+// Every sum is taken in one fixed order, so the same input gives the same bits.
 #include "block_sum.h"
 #include "launch.h"
 #include "scale.h"
@@ -12,6 +11,7 @@ namespace cuda {
 void products_f16(const ProductsArgs& args, void* stream);
 void products_bf16(const ProductsArgs& args, void* stream);
 void products_f32(const ProductsArgs& args, void* stream);
+void products_sm90(const ProductsArgs& args, int device, void* stream);
 
 namespace {
 
@@ -54,12 +54,17 @@ __global__ void sample_kernel(SampleArgs args) {
 
 __global__ void add_up_kernel(AddUpArgs args) {
   const Work work = args.works[blockIdx.y];
+  const int64_t products = int64_t(gridDim.x) * kThreads, size = args.rows * args.columns;
   const int64_t place = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  const int64_t row = work.row_a + place / args.columns, column = work.row_b + place % args.columns;
+  // A triangle's first block of rows with itself, its second with the first, and with itself.
+  const int64_t part = place / size, within = place % size;
+  const bool first = args.kind == TileKind::triangle && part < 2;
+  const int64_t row = (part > 0 ? work.row_b : work.row_a) + within / args.columns;
+  const int64_t column = (first ? work.row_a : work.row_b) + within % args.columns;
   if (row >= args.n || column > row) return;
   double sum = 0;
   for (int64_t slot = work.first; slot < work.last; ++slot)
-    sum += double(args.partials[slot * args.rows * args.columns + place]);
+    sum += double(args.partials[slot * products + place]);
   const double scale = double(scale_of(args.largest[work.layer]));
   args.k[(work.layer * args.n + row) * args.n + column] = sum / scale / scale;
 }
@@ -70,7 +75,8 @@ __global__ void row_means_kernel(RecentreArgs args) {
   const int64_t i = blockIdx.x, n = args.n;
   const double* k = args.k + blockIdx.y * n * n;
   double sum = 0;
-  for (int64_t j = threadIdx.x; j < n; j += kRowThreads) sum += j <= i ? k[i * n + j] : k[j * n + i];
+  for (int64_t j = threadIdx.x; j < n; j += kRowThreads)
+    sum += j <= i ? k[i * n + j] : k[j * n + i];
   sum = block_sum(sum, shared);
   if (threadIdx.x == 0) args.means[blockIdx.y * n + i] = sum / double(n);
 }
@@ -103,6 +109,10 @@ void sample(const SampleArgs& args, int device, void* stream) {
 
 void products(const ProductsArgs& args, int device, void* stream) {
   const DeviceGuard guard(device, "gram");
+  if (args.kind == TileKind::triangle) {
+    products_sm90(args, device, stream);
+    return check(cudaGetLastError(), "gram");
+  }
   switch (args.operand) {
     case Operand::f16: products_f16(args, stream); break;
     case Operand::bf16: products_bf16(args, stream); break;
@@ -113,7 +123,8 @@ void products(const ProductsArgs& args, int device, void* stream) {
 
 void add_up(const AddUpArgs& args, int device, void* stream) {
   const DeviceGuard guard(device, "gram");
-  const dim3 blocks(unsigned(args.rows * args.columns / kThreads), unsigned(args.count));
+  const int64_t products = args.rows * args.columns * (args.kind == TileKind::triangle ? 3 : 1);
+  const dim3 blocks(unsigned(products / kThreads), unsigned(args.count));
   launch(add_up_kernel, blocks, kThreads, 0, stream, args);
   check(cudaGetLastError(), "gram");
 }

@@ -165,6 +165,18 @@ __device__ inline void split(uint32_t word, uint32_t& high, uint32_t& low) {
   low = to_tf32(__uint_as_float(word) - __uint_as_float(high));
 }
 
+// Added by the memory where something is there: nobody else adds to it, and reading it takes
+// registers that there are not.
+__device__ inline void keep_two(float* to, const float* sums, bool again) {
+  if (again) {
+    atomicAdd(to, sums[0]);
+    atomicAdd(to + 1, sums[1]);
+  } else {
+    to[0] = sums[0];
+    to[1] = sums[1];
+  }
+}
+
 template <class Op, int kM, int kN>
 __device__ inline void multiply_all(Op, float (&sums)[kM][kN][4], const uint32_t (&a)[kM][4],
                                     const uint32_t (&b)[kN][2]) {
@@ -196,52 +208,66 @@ __device__ inline void multiply_all(float, float (&sums)[kM][kN][4], const uint3
   }
 }
 
-// A warp's share of the product of a step.
-template <class Tile, int kM, int kN>
-__device__ inline void multiply_step(float (&sums)[kM][kN][4], const char* buffer) {
-  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
-  const int row = warp / Tile::kWarpsAside * Tile::kWarpRows;
-  const int column =
-      warp % Tile::kWarpsAside * Tile::kWarpColumns + (Tile::kB ? Tile::kA : 0);
-#pragma unroll
-  for (int byte = 0; byte < Tile::kRowBytes; byte += 32) {
-    uint32_t a[kM][4], b[kN][2];
+// A warp's share of the products, by mma.sync.
+template <class Tile>
+struct WarpSums {
+  static constexpr int kM = Tile::kWarpRows / 16, kN = Tile::kWarpColumns / 8;
+  static constexpr bool kWholePieces = false;
+  float sums[kM][kN][4];
+
+  __device__ void clear() {
 #pragma unroll
     for (int m = 0; m < kM; ++m)
-      load_matrices(a[m], buffer + swizzled<Tile::kRowBytes>(row + 16 * m + lane % 16,
-                                                             byte + lane / 16 * 16));
 #pragma unroll
-    for (int n = 0; n < kN; n += 2) {
-      uint32_t two[4];
-      load_matrices(two, buffer + swizzled<Tile::kRowBytes>(
-                                      column + 8 * n + lane / 16 * 8 + lane % 8,
-                                      byte + lane / 8 % 2 * 16));
-      b[n][0] = two[0], b[n][1] = two[1], b[n + 1][0] = two[2], b[n + 1][1] = two[3];
-    }
-    multiply_all(typename Tile::Op{}, sums, a, b);
+      for (int n = 0; n < kN; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sums[m][n][i] = 0;
   }
-}
+  __device__ void before_barrier() {}
 
-// Into the segment's slot, or onto what it holds of the chunks before.
-template <class Tile, int kM, int kN>
-__device__ inline void keep(const float (&sums)[kM][kN][4], float* slot, bool again) {
-  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
-  const int row = warp / Tile::kWarpsAside * Tile::kWarpRows + lane / 4;
-  const int column = warp % Tile::kWarpsAside * Tile::kWarpColumns + lane % 4 * 2;
+  // Of the features in a buffer.
+  __device__ void add(const char* buffer) {
+    const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
+    const int row = warp / Tile::kWarpsAside * Tile::kWarpRows;
+    const int column = warp % Tile::kWarpsAside * Tile::kWarpColumns + (Tile::kB ? Tile::kA : 0);
 #pragma unroll
-  for (int m = 0; m < kM; ++m)
+    for (int byte = 0; byte < Tile::kRowBytes; byte += 32) {
+      uint32_t a[kM][4], b[kN][2];
 #pragma unroll
-    for (int n = 0; n < kN; ++n)
+      for (int m = 0; m < kM; ++m)
+        load_matrices(a[m], buffer + swizzled<Tile::kRowBytes>(row + 16 * m + lane % 16,
+                                                               byte + lane / 16 * 16));
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float* to = slot + (row + 16 * m + 8 * half) * Tile::kColumns + column + 8 * n;
-        to[0] = (again ? to[0] : 0.0f) + sums[m][n][2 * half];
-        to[1] = (again ? to[1] : 0.0f) + sums[m][n][2 * half + 1];
+      for (int n = 0; n < kN; n += 2) {
+        uint32_t two[4];
+        load_matrices(two, buffer + swizzled<Tile::kRowBytes>(
+                                        column + 8 * n + lane / 16 * 8 + lane % 8,
+                                        byte + lane / 8 % 2 * 16));
+        b[n][0] = two[0], b[n][1] = two[1], b[n + 1][0] = two[2], b[n + 1][1] = two[3];
       }
-}
+      multiply_all(typename Tile::Op{}, sums, a, b);
+    }
+  }
 
-template <class Tile>
-__global__ void __launch_bounds__(Tile::kThreads, 1) products_kernel(ProductsArgs args) {
+  // Into the segment's slot, or onto what it holds of the chunks before.
+  __device__ void keep(float* slot, bool again) {
+    const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
+    const int row = warp / Tile::kWarpsAside * Tile::kWarpRows + lane / 4;
+    const int column = warp % Tile::kWarpsAside * Tile::kWarpColumns + lane % 4 * 2;
+#pragma unroll
+    for (int m = 0; m < kM; ++m)
+#pragma unroll
+      for (int n = 0; n < kN; ++n)
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          keep_two(slot + (row + 16 * m + 8 * half) * Tile::kColumns + column + 8 * n,
+                   sums[m][n] + 2 * half, again);
+  }
+};
+
+// All segments of a block of threads; `Sums` multiplies what lies in a buffer.
+template <class Tile, class Sums>
+__device__ inline void add_segments(const ProductsArgs& args, int products) {
   using T = typename Tile::T;
   char* const buffers = dynamic_shared();
   Piece<T>* const own =
@@ -250,6 +276,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) products_kernel(ProductsArg
     return own + turn % Tile::kStages * (Tile::kPieces * Tile::kThreads);
   };
   int turn = 0;  // steps so far, of all segments
+  Sums sums;
 
   const int64_t end = args.begins[blockIdx.x + 1];
   for (int64_t s = args.begins[blockIdx.x]; s < end; ++s) {
@@ -264,8 +291,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) products_kernel(ProductsArg
     rows.last_b = int(args.n - 1 - segment.row_b);
     const float* pivots = args.pivots + segment.pivot * 16;
     const float scale = scale_of(args.largest[segment.layer]);
-    const bool aligned = args.piece > 1;
-    float* slot = args.partials + s * (Tile::kA * Tile::kColumns);
+    const bool aligned = Sums::kWholePieces || args.piece > 1;
+    float* slot = args.partials + s * products;
 
 #pragma unroll 1
     for (int i = 0; i < Tile::kStages - 1; ++i) {
@@ -276,7 +303,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) products_kernel(ProductsArg
     float minus[Tile::kValues];
     read_pivot<Tile>(minus, pivots, scale, segment.start);
     for (int64_t chunk = segment.start; chunk < segment.stop; chunk += Tile::kStepsOfChunk) {
-      float sums[Tile::kWarpRows / 16][Tile::kWarpColumns / 8][4] = {};
+      sums.clear();
       const int64_t stop =
           chunk + Tile::kStepsOfChunk < segment.stop ? chunk + Tile::kStepsOfChunk : segment.stop;
       for (int64_t step = chunk; step < stop; ++step, ++turn) {
@@ -287,35 +314,47 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) products_kernel(ProductsArg
           fetch<Tile>(rows, step + Tile::kStages - 1, aligned, stage(turn + Tile::kStages - 1));
         commit_copies();
         if (step + 1 < segment.stop) read_pivot<Tile>(minus, pivots, scale, step + 1);
+        sums.before_barrier();
         __syncthreads();
-        multiply_step<Tile>(sums, buffer);
+        sums.add(buffer);
       }
-      keep<Tile>(sums, slot, chunk > segment.start);
+      sums.keep(slot, chunk > segment.start);
     }
   }
 }
 
 template <class Tile>
-void launch_products(const ProductsArgs& args, void* stream) {
+__global__ void __launch_bounds__(Tile::kThreads, 1) products_kernel(ProductsArgs args) {
+  add_segments<Tile, WarpSums<Tile>>(args, Tile::kA * Tile::kColumns);
+}
+
+template <class Tile>
+void launch_products(void (*kernel)(ProductsArgs), const ProductsArgs& args, void* stream) {
   if (args.step != Tile::kStep)
     throw std::runtime_error("a step of these products has " + std::to_string(Tile::kStep) +
                              " features, not " + std::to_string(args.step));
-  check(cudaFuncSetAttribute(products_kernel<Tile>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              Tile::kSharedBytes),
         "gram");
-  launch(products_kernel<Tile>, dim3(unsigned(args.programs)), Tile::kThreads, Tile::kSharedBytes,
-         stream, args);
+  launch(kernel, dim3(unsigned(args.programs)), Tile::kThreads, Tile::kSharedBytes, stream, args);
+}
+
+template <class Tile>
+void launch_products(const ProductsArgs& args, void* stream) {
+  static_assert(Tile::kSharedBytes <= 163 << 10, "more than a block may use on sm_80");
+  launch_products<Tile>(products_kernel<Tile>, args, stream);
 }
 
 template <class T, class Op>
 void launch_tile(const ProductsArgs& args, void* stream) {
   const int64_t rows = args.rows, columns = args.columns;
-  if (!args.pair && rows == 64) return launch_products<Tile<T, Op, 64, 0, 4>>(args, stream);
-  if (!args.pair && rows == 128) return launch_products<Tile<T, Op, 128, 0, 3>>(args, stream);
-  if (args.pair && rows == 128 && columns == 128)
+  const bool square = args.kind == TileKind::square, pair = args.kind == TileKind::pair;
+  if (square && rows == 64) return launch_products<Tile<T, Op, 64, 0, 4>>(args, stream);
+  if (square && rows == 128) return launch_products<Tile<T, Op, 128, 0, 3>>(args, stream);
+  if (pair && rows == 128 && columns == 128)
     return launch_products<Tile<T, Op, 128, 128, 3>>(args, stream);
   // For GPUs of 100 kB of shared memory.
-  if (args.pair && rows == 128 && columns == 64)
+  if (pair && rows == 128 && columns == 64)
     return launch_products<Tile<T, Op, 128, 64, 2>>(args, stream);
   throw std::runtime_error("there is no kernel for this tile");
 }

@@ -4,7 +4,9 @@
 namespace fastcka {
 namespace cuda {
 
-void products_bf16(const ProductsArgs& args, void* stream) { launch_operand<bfloat_bits>(args, stream); }
+void products_bf16(const ProductsArgs& args, void* stream) {
+  launch_operand<bfloat_bits>(args, stream);
+}
 
 }  // namespace cuda
 }  // namespace fastcka

@@ -4,7 +4,9 @@
 namespace fastcka {
 namespace cuda {
 
-void products_f16(const ProductsArgs& args, void* stream) { launch_operand<half_bits>(args, stream); }
+void products_f16(const ProductsArgs& args, void* stream) {
+  launch_operand<half_bits>(args, stream);
+}
 
 }  // namespace cuda
 }  // namespace fastcka

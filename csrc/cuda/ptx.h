@@ -108,6 +108,70 @@ __device__ inline void multiply(float, float (&sums)[4], const uint32_t (&a)[4],
 }
 #undef FASTCKA_MMA
 
+// --- Tensor cores of sm_90a, four warps together
+//
+// They read shared memory on their own: what threads wrote there is fenced off for them, and results
+// are there when they have been waited for.
+
+__device__ inline void show_to_tensor_cores() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+// Before products go to registers that have been written to.
+__device__ inline void begin_products() {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+__device__ inline void end_products() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+__device__ inline void wait_for_products() {
+  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+}
+
+// sums [64, columns] += a [64, 16] b [columns, 16]^T, of matrices as products_sm90.cu describes them.
+#define FASTCKA_TEN(t)                                                                     \
+  "%" #t "0, %" #t "1, %" #t "2, %" #t "3, %" #t "4, %" #t "5, %" #t "6, %" #t "7, %" #t   \
+  "8, %" #t "9, "
+#define FASTCKA_4(i) "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3])
+#define FASTCKA_16(i) FASTCKA_4(i), FASTCKA_4(i + 4), FASTCKA_4(i + 8), FASTCKA_4(i + 12)
+#define FASTCKA_32(i) FASTCKA_16(i), FASTCKA_16(i + 16)
+#define FASTCKA_64(i) FASTCKA_32(i), FASTCKA_32(i + 32)
+#define FASTCKA_WGMMA(Op, type, columns, registers, descriptors, ...)                      \
+  __device__ inline void multiply_group(Op, float(&sums)[columns / 2], uint64_t a,         \
+                                        uint64_t b) {                                      \
+    asm volatile("{.reg .pred added; setp.eq.u32 added, 0, 0; "                            \
+                 "wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32." type "." type     \
+                 " {" registers "}, " descriptors ", added, 1, 1, 0, 0;}"                  \
+                 : __VA_ARGS__                                                             \
+                 : "l"(a), "l"(b));                                                        \
+  }
+#define FASTCKA_WGMMAS(Op, type)                                                           \
+  FASTCKA_WGMMA(Op, type, 64, FASTCKA_TEN() FASTCKA_TEN(1) FASTCKA_TEN(2) "%30, %31",      \
+                "%32, %33", FASTCKA_32(0))                                                 \
+  FASTCKA_WGMMA(Op, type, 128,                                                             \
+                FASTCKA_TEN() FASTCKA_TEN(1) FASTCKA_TEN(2) FASTCKA_TEN(3) FASTCKA_TEN(4)  \
+                    FASTCKA_TEN(5) "%60, %61, %62, %63",                                   \
+                "%64, %65", FASTCKA_64(0))                                                 \
+  FASTCKA_WGMMA(Op, type, 192,                                                             \
+                FASTCKA_TEN() FASTCKA_TEN(1) FASTCKA_TEN(2) FASTCKA_TEN(3) FASTCKA_TEN(4)  \
+                    FASTCKA_TEN(5) FASTCKA_TEN(6) FASTCKA_TEN(7) FASTCKA_TEN(8)            \
+                        "%90, %91, %92, %93, %94, %95",                                    \
+                "%96, %97", FASTCKA_64(0), FASTCKA_32(64))                                 \
+  FASTCKA_WGMMA(Op, type, 256,                                                             \
+                FASTCKA_TEN() FASTCKA_TEN(1) FASTCKA_TEN(2) FASTCKA_TEN(3) FASTCKA_TEN(4)  \
+                    FASTCKA_TEN(5) FASTCKA_TEN(6) FASTCKA_TEN(7) FASTCKA_TEN(8)            \
+                        FASTCKA_TEN(9) FASTCKA_TEN(10) FASTCKA_TEN(11)                     \
+                            "%120, %121, %122, %123, %124, %125, %126, %127",              \
+                "%128, %129", FASTCKA_64(0), FASTCKA_64(64))
+FASTCKA_WGMMAS(half_bits, "f16")
+FASTCKA_WGMMAS(bfloat_bits, "bf16")
+#undef FASTCKA_WGMMAS
+#undef FASTCKA_WGMMA
+#undef FASTCKA_64
+#undef FASTCKA_32
+#undef FASTCKA_16
+#undef FASTCKA_4
+#undef FASTCKA_TEN
+
 }  // namespace cuda
 }  // namespace fastcka
 

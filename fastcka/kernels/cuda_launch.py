@@ -1,9 +1,15 @@
 """Launching the CUDA kernels: which tiles, which tables, in which order."""
 
+import os
+
 import torch
 
 from fastcka.kernels import gpu_gram, native
 from fastcka.kernels.schedule import PAIR, SLIM, SMALL, Tile, covering
+
+# What multiplies: FASTCKA_GPU_ISA names one. mma runs on every GPU from compute capability 8.0 on;
+# wgmma, of 9.0, holds 256 rows at once, and has never run on a GPU.
+ISAS = ("mma", "wgmma")
 
 # Bytes of a row that a step takes, of activations or of operands.
 STEP = 128
@@ -16,7 +22,9 @@ RUN, MOST_RUNS = 2048, 32
 
 class _Batch(gpu_gram.Batch):
     def tiles(self) -> list[tuple[Tile, list[tuple[int, int]]]]:
-        return covering(self.n, False, PAIR if _shared(self.device) >= PAIR_SHARED else SLIM)
+        sixteen = self.dtype == self.operand != torch.float32
+        triangles = _isa() == "wgmma" and self.aligned and sixteen
+        return covering(self.n, triangles, PAIR if _shared(self.device) >= PAIR_SHARED else SLIM)
 
     def setting(self, tile: Tile) -> tuple[int, int]:
         step = STEP // max(self.dtype.itemsize, self.operand.itemsize)
@@ -48,7 +56,7 @@ class _Batch(gpu_gram.Batch):
             native.operand_name(self.operand),
             self.n,
             self.piece,
-            tile.kind == "pair",
+            tile.kind,
             tile.rows,
             tile.columns,
             step,
@@ -56,7 +64,7 @@ class _Batch(gpu_gram.Batch):
 
     def launch_add_up(self, tile: Tile, works, partials, k) -> None:
         native.module.cuda_add_up(
-            works, partials, self.largest, k.flatten(0, 1), tile.rows, tile.columns
+            works, partials, self.largest, k.flatten(0, 1), tile.kind, tile.rows, tile.columns
         )
 
     def launch_recentre(self, k: torch.Tensor, means: torch.Tensor) -> None:
@@ -91,6 +99,13 @@ def hsic_pairs(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
     run = -(-a.shape[1] // runs)
     partials = a.new_empty(runs, len(a) * len(b))
     native.module.cuda_hsic_pairs(a, b, out, partials, run)
+
+
+def _isa() -> str:
+    name = os.environ.get("FASTCKA_GPU_ISA") or ISAS[0]
+    if name not in ISAS:
+        raise RuntimeError(f"FASTCKA_GPU_ISA must be one of {', '.join(ISAS)}, but is {name}")
+    return name
 
 
 def _shared(device: torch.device) -> int:

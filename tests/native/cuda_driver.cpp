@@ -98,6 +98,7 @@ struct Activations {
 struct TileCase {
   int64_t side;     // of the squares
   int64_t columns;  // of the tiles below them
+  bool triangles = false;  // of two squares and what is below the first, in place of squares
 };
 
 struct Case {
@@ -154,7 +155,8 @@ void check_gram(const Case& test) {
   const int64_t piece = test.aligned ? 16 / size_of(test.dtype) : 1;
   context = std::string(kNames[int(test.dtype)]) + " as " +
             (test.operand == Operand::as_accumulated ? "tf32" : kNames[int(test.operand) - 1]) +
-            ", tiles of " + std::to_string(test.tile.side) + " and " +
+            (test.tile.triangles ? ", triangles" : "") + ", tiles of " +
+            std::to_string(test.tile.side) + " and " +
             std::to_string(test.tile.columns) + ", n=" + std::to_string(n) +
             ", p=" + std::to_string(test.widths[0]) + (test.aligned ? "" : ", by value");
   std::vector<Activations> xs;
@@ -211,13 +213,15 @@ void check_gram(const Case& test) {
   const int64_t step = 128 / std::max<int64_t>(
                                  size_of(test.dtype),
                                  test.operand == Operand::as_accumulated ? 4 : 2);
-  for (bool pair : {false, true}) {
+  const TileKind diagonal = test.tile.triangles ? TileKind::triangle : TileKind::square;
+  const int64_t side = test.tile.side * (test.tile.triangles ? 2 : 1);
+  for (TileKind kind : {diagonal, TileKind::pair}) {
     std::vector<std::pair<int64_t, int64_t>> places;
-    for (int64_t row = 0; row < n; row += test.tile.side)
-      if (!pair)
-        places.push_back({row, row});
+    for (int64_t row = 0; row < n; row += kind == TileKind::pair ? test.tile.side : side)
+      if (kind != TileKind::pair)
+        places.push_back({row, row + side - test.tile.side});
       else
-        for (int64_t column = 0; column < row; column += test.tile.columns)
+        for (int64_t column = 0; column < row / side * side; column += test.tile.columns)
           places.push_back({row, column});
     if (places.empty()) continue;
     std::vector<Segment> segments;
@@ -259,9 +263,9 @@ void check_gram(const Case& test) {
     args.dtype = test.dtype;
     args.operand = test.operand;
     args.piece = piece;
-    args.pair = pair;
+    args.kind = kind;
     args.rows = test.tile.side;
-    args.columns = pair ? test.tile.columns : test.tile.side;
+    args.columns = kind == TileKind::pair ? test.tile.columns : test.tile.side;
     args.step = step;
     args.segments = segment_table.get();
     args.begins = begin_table.get();
@@ -269,13 +273,15 @@ void check_gram(const Case& test) {
     args.n = n;
     args.pivots = pivots.get();
     args.largest = largest.get();
-    const Array<float> partials(int64_t(segments.size()) * args.rows * args.columns);
+    const Array<float> partials(int64_t(segments.size()) * args.rows * args.columns *
+                                (kind == TileKind::triangle ? 3 : 1));
     args.partials = partials.get();
     products(args, 0, nullptr);
 
     const Array<Work> work_table(works);
     AddUpArgs sums;
     sums.works = work_table.get();
+    sums.kind = kind;
     sums.count = int64_t(works.size());
     sums.n = n;
     sums.rows = args.rows;
@@ -330,9 +336,12 @@ void check_grams() {
           check_gram({dtype, operand, tile.first, n, {72, 8}, true, 3});
           check_gram({dtype, operand, tile.first, n, {67}, false, 2});
         }
+  for (int type : {0, 1})  // the first two dtypes and operands are those of 16 bits
+    for (int64_t n : {130, 256, 300})
+      check_gram({kDtypes[type], kOperands[type], {128, 128, true}, n, {200, 72}, true, 3});
   for (Operand operand : kOperands) {
     // Longer than what is added up in a row; alone and by many; narrower than a piece.
-    check_gram({Dtype::f16, operand, {64, 64}, 6, {8'300}, true, 1});
+    check_gram({Dtype::f16, operand, {64, 64}, 6, {8'320}, true, 1});
     check_gram({Dtype::f32, operand, {64, 64}, 6, {1'500, 64}, true, 7});
     check_gram({Dtype::bf16, operand, {64, 64}, 4, {1, 3}, false, 5});
     check_gram({Dtype::f32, operand, {64, 64}, 9, {200}, true, 2, 1e4});

@@ -5,7 +5,8 @@
 // to meet others: all of the block at a barrier, the warp at an instruction of it. Whose turn it is
 // is drawn by lot, so a barrier that is missing shows as a wrong result; who waits for somebody that
 // has gone elsewhere, or has left, ends the program. What is copied in the background arrives when
-// it is waited for, no sooner, and is NaN until then. Shared memory is a heap block of its size.
+// it is waited for, no sooner, and is NaN until then; products in the background are taken at once
+// or then, by lot. Shared memory is a heap block of its size. Fences are not looked at.
 #pragma once
 
 #include <ucontext.h>
@@ -35,7 +36,7 @@ struct dim3 {
   unsigned x, y, z;
   dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
-inline dim3 blockIdx, blockDim, threadIdx;
+inline dim3 gridDim, blockIdx, blockDim, threadIdx;
 
 using cudaError_t = int;
 constexpr cudaError_t cudaSuccess = 0, cudaErrorInvalidValue = 1;
@@ -44,9 +45,14 @@ inline cudaError_t cudaGetDevice(int* device) { return *device = 0; }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t) { return "invalid argument"; }
+constexpr int cudaDevAttrComputeCapabilityMajor = 0;
+inline cudaError_t cudaDeviceGetAttribute(int* value, int, int) {
+  *value = 9;
+  return cudaSuccess;
+}
 template <class Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel, int, int shared) {
-  return shared <= 163 << 10 ? cudaSuccess : cudaErrorInvalidValue;  // what sm_80 has
+  return shared <= 227 << 10 ? cudaSuccess : cudaErrorInvalidValue;
 }
 
 namespace cuda_emulation {
@@ -74,6 +80,7 @@ struct Thread {
   const void* in[3];  // of an instruction of many threads
   void* out;
   std::vector<std::vector<Copy>> copies;  // the last group is still open
+  std::vector<std::function<void()>> products;  // that are on their way: of four warps, the first's
   void* fake_stack = nullptr;
 };
 
@@ -92,6 +99,7 @@ class Block {
       thread.met = nullptr;
       thread.done = false;
       thread.copies.assign(1, {});
+      thread.products.clear();
       getcontext(&thread.context);
       thread.context.uc_stack.ss_sp = thread.stack.get();
       thread.context.uc_stack.ss_size = Thread::kStack;
@@ -110,6 +118,7 @@ class Block {
         ++finished;
         for (const auto& group : threads_[i]->copies)
           if (!group.empty()) fail("a thread left while a copy was on its way");
+        if (!threads_[i]->products.empty()) fail("a thread left while products were on their way");
       } else if (gathered(*threads_[i])) {
         const size_t group = threads_[i]->group, first = i / group * group;
         for (size_t j = first; j < first + group; ++j) {
@@ -135,6 +144,7 @@ class Block {
   }
 
   Thread& current() { return *current_; }
+  bool toss() { return std::uniform_int_distribution<int>(0, 1)(lots_); }
   char* shared() { return shared_.get(); }
 
  private:
@@ -247,6 +257,7 @@ inline uint16_t bfloat_of(float x) {
 }  // namespace cuda_emulation
 
 inline void __syncthreads() { cuda_emulation::block().meet("a barrier", blockDim.x, nullptr); }
+inline void atomicAdd(float* at, float value) { *at += value; }
 inline int atomicMax(int* at, int value) {
   const int before = *at;
   if (value > before) *at = value;
@@ -264,6 +275,7 @@ template <class Args>
 void launch(void (*kernel)(Args), dim3 blocks, int threads, int shared, void*, const Args& args) {
   if (threads > 1024 || blocks.y > 65535 || blocks.z > 65535 || !blocks.x || !blocks.y || !blocks.z)
     cuda_emulation::fail("a launch that a GPU refuses");
+  gridDim = blocks;
   blockDim = dim3(unsigned(threads));
   for (blockIdx.z = 0; blockIdx.z < blocks.z; ++blockIdx.z)
     for (blockIdx.y = 0; blockIdx.y < blocks.y; ++blockIdx.y)
@@ -362,6 +374,70 @@ void multiply(Op, float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[
         float& to = static_cast<float*>(lanes[lane]->out)[i];
         to = float(double(to) + sum);
       }
+  });
+}
+
+inline uint32_t shared_address(const void* place) {
+  return uint32_t(static_cast<const char*>(place) - dynamic_shared());
+}
+inline void show_to_tensor_cores() {}
+inline void begin_products() {}
+inline void end_products() {}
+inline void wait_for_products() {
+  cuda_emulation::block().meet("wgmma.wait", 128, [](cuda_emulation::Thread* const* threads) {
+    for (const auto& product : threads[0]->products) product();
+    threads[0]->products.clear();
+  });
+}
+
+// A value of a matrix that a descriptor of wgmma tells of: rows of 128 bytes in groups of eight.
+template <class Op>
+double described(Op, uint64_t matrix, int row, int k) {
+  if (matrix >> 62 != 1) cuda_emulation::fail("a matrix that is not swizzled by 128 bytes");
+  const uint64_t start = (matrix & 0x3fff) * 16, eight_rows = (matrix >> 32 & 0x3fff) * 16;
+  uint64_t place = start + uint64_t(row / 8) * eight_rows + uint64_t(row % 8 * 128 + 2 * k);
+  place ^= (place >> 7 & 7) << 4;  // by the address, whatever the matrix
+  Op value;
+  std::memcpy(&value, dynamic_shared() + place, 2);
+  return double(to_float(value));
+}
+
+template <class Op, int kCount>
+void multiply_group(Op, float (&sums)[kCount], uint64_t a, uint64_t b) {
+  auto& mine = cuda_emulation::block().current();
+  mine.in[0] = &a;
+  mine.in[1] = &b;
+  mine.out = sums;
+  cuda_emulation::block().meet("wgmma", 128, [](cuda_emulation::Thread* const* threads) {
+    const uint64_t left = *static_cast<const uint64_t*>(threads[0]->in[0]);
+    const uint64_t right = *static_cast<const uint64_t*>(threads[0]->in[1]);
+    std::vector<float*> sums_of;
+    for (int i = 0; i < 128; ++i) {
+      if (*static_cast<const uint64_t*>(threads[i]->in[0]) != left ||
+          *static_cast<const uint64_t*>(threads[i]->in[1]) != right)
+        cuda_emulation::fail("threads of a group name different matrices");
+      sums_of.push_back(static_cast<float*>(threads[i]->out));
+    }
+    const auto multiply = [=] {
+      double x[64][16], y[2 * kCount][16];
+      for (int k = 0; k < 16; ++k) {
+        for (int m = 0; m < 64; ++m) x[m][k] = described(Op{}, left, m, k);
+        for (int n = 0; n < 2 * kCount; ++n) y[n][k] = described(Op{}, right, n, k);
+      }
+      for (int thread = 0; thread < 128; ++thread)
+        for (int i = 0; i < kCount; ++i) {
+          const int m = thread / 32 * 16 + i / 2 % 2 * 8 + thread % 32 / 4;
+          const int n = i / 4 * 8 + thread % 4 * 2 + i % 2;
+          double sum = 0;
+          for (int k = 0; k < 16; ++k) sum += x[m][k] * y[n][k];
+          sums_of[size_t(thread)][i] = float(double(sums_of[size_t(thread)][i]) + sum);
+        }
+    };
+    auto& waiting = threads[0]->products;
+    if (!waiting.empty() || cuda_emulation::block().toss())
+      waiting.push_back(multiply);
+    else
+      multiply();
   });
 }
 
