@@ -148,9 +148,9 @@ def streaming(runner, **case):
     options = {"layers_a": kinds[layers], "progress": False, "autocast": autocast}
 
     def forward():
-        half = torch.autocast(runner.device.type, torch.float16, enabled=autocast is not None)
-        with torch.no_grad(), half:
-            for images in data:
+        for images in data:
+            half = torch.autocast(runner.device.type, torch.float16, enabled=autocast is not None)
+            with torch.no_grad(), half:
                 out = model(images)
         return out
 

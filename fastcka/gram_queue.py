@@ -34,12 +34,12 @@ class GramQueue:
         self._tried: list[tuple[str, torch.Tensor, int]] = []
         self._waiting: list[tuple[GramStack, int, torch.Tensor, int]] = []
 
-    def try_out(self, layer: str, x: torch.Tensor) -> None:
+    def try_out(self, layer: str, x: torch.Tensor, backend: str | None) -> None:
         """Of the first batch: a layer that was reduced, and would have waited from now on."""
-        if not waits(x, None):
+        if not waits(x, backend):
             return
         self._tried.append((layer, x, x._version))
-        if sum(held.nbytes for _, held, _ in self._tried) > self.budget:
+        if sum(_room(held) for _, held, _ in self._tried) > self.budget:
             self._last.add(layer)
             self._end_trial()
 
@@ -84,9 +84,22 @@ class GramQueue:
 
 
 def waits(x: torch.Tensor, backend: str | None) -> bool:
-    """Whether reducing many layers at once is faster: on a GPU, but by torch."""
-    on_gpu = x.device.type == "cuda"
-    return on_gpu and dispatch.name_of("gram_finish", x.device, backend) != "torch"
+    """Whether reducing many layers at once is faster: on a GPU, but by torch.
+
+    Tensors of inference mode do not say whether they were overwritten.
+    """
+    if not on_gpu(x) or x.is_inference():
+        return False
+    return dispatch.name_of("gram_finish", x.device, backend) != "torch"
+
+
+def on_gpu(x: torch.Tensor) -> bool:
+    return x.device.type == "cuda"
+
+
+def _room(x: torch.Tensor) -> int:
+    """Bytes that wait with a layer: all that it is a view of, and its Gram matrix in float64."""
+    return x.untyped_storage().nbytes() + 8 * len(x) ** 2
 
 
 def reduce_together(entries: Sequence[tuple[GramStack, int, torch.Tensor]]) -> None:

@@ -117,6 +117,8 @@ class GramStack:
             for some in _runs(activations):
                 self._reduce(start, some)
                 start += len(some)
+        except torch.OutOfMemoryError:
+            raise
         except (TypeError, ValueError, RuntimeError):
             # One by one: the error names its layer.
             for row, x in enumerate(activations):
@@ -134,6 +136,8 @@ class GramStack:
         first, activations = entries[0][0], [x for *_, x in entries]
         try:
             done = first._finished(activations)
+        except torch.OutOfMemoryError:
+            raise
         except (TypeError, ValueError, RuntimeError):
             for stack, row, x in entries:  # one by one: the error names its layer
                 stack.put(row, x)

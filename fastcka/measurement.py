@@ -525,7 +525,8 @@ class _Unknown:
         self._rows[part][layer] = one
 
     def passed(self, layer: str, x: torch.Tensor) -> None:
-        self._sums._queues[self._participant.label].try_out(layer, x)
+        backend = self._sums.stack_options["backend"]
+        self._sums._queues[self._participant.label].try_out(layer, x, backend)
 
     def stacks(self) -> list[GramStack]:
         label, layers = self._participant.label, self._participant.capture.layers

@@ -8,6 +8,7 @@ from torch import nn
 from fastcka import MinibatchCKA, compare, compare_many, gram_queue
 from fastcka.gram_queue import GramQueue
 from fastcka.gram_stack import GramStack
+from fastcka.kernels import dispatch
 
 
 @pytest.fixture
@@ -20,7 +21,9 @@ def waiting(monkeypatch):
         launches.append([stack.layers[row] for stack, row, _ in entries])
         together(entries)
 
-    monkeypatch.setattr(gram_queue, "waits", lambda x, backend: True)
+    monkeypatch.setattr(gram_queue, "on_gpu", lambda x: True)
+    # By name, as on a GPU where torch comes first.
+    monkeypatch.setattr(dispatch, "ORDER", {"cpu": ("torch", "native")})
     monkeypatch.setattr(GramStack, "put_together", staticmethod(seen))
     return launches
 
@@ -37,6 +40,7 @@ def images(count=60):
 def matrices(batches, **options):
     torch.manual_seed(1)
     model = net(**options.pop("net", {}))
+    options = {"backend": "native"} | options
     return compare(model, data=batches, layers_a="leaves", progress=False, **options)
 
 
@@ -47,7 +51,7 @@ def test_layers_that_waited_give_what_layers_give_at_once(waiting, monkeypatch, 
     together = matrices(batches, n=n, gram=gram)
     assert waiting
     with monkeypatch.context() as patch:
-        patch.setattr(gram_queue, "waits", lambda x, backend: False)
+        patch.setattr(gram_queue, "on_gpu", lambda x: False)
         apart = matrices(batches, n=n, gram=gram)
     assert_close(together.cka, apart.cka, REORDERED)
     assert_close(together.stderr, apart.stderr, 1e-9)
@@ -64,7 +68,7 @@ def test_what_is_overwritten_in_place_does_not_wait(waiting):
 def test_a_small_budget_empties_the_queue_after_the_same_layers_in_every_batch(
     waiting, monkeypatch
 ):
-    monkeypatch.setattr(GramQueue.__init__, "__defaults__", (2 * 20 * 4 * 16 * 4,))
+    monkeypatch.setattr(GramQueue.__init__, "__defaults__", (2 * 20 * (4 * 16 * 4 + 8 * 20),))
     matrices([*images(60).split(20), images(8)], net={"inplace": False})
     assert len(set(map(tuple, waiting))) == len(waiting) / 3 > 1
     assert sorted(layer for launch in waiting[: len(waiting) // 3] for layer in launch) == [
@@ -94,8 +98,9 @@ class Later(nn.Module):
 
 
 def test_an_activation_that_is_overwritten_unexpectedly_is_an_error(waiting):
+    options = {"layers_a": "leaves", "progress": False, "backend": "native"}
     with pytest.raises(RuntimeError, match="'first' was overwritten in place before it was"):
-        compare(Later(), data=torch.randn(30, 8).split(10), layers_a="leaves", progress=False)
+        compare(Later(), data=torch.randn(30, 8).split(10), **options)
 
 
 def test_a_layer_that_cannot_be_reduced_is_named(waiting):
@@ -109,10 +114,35 @@ def test_several_networks_have_a_queue_each(waiting):
     torch.manual_seed(2)
     nets = {"thin": net(width=4), "wide": net(width=8)}
     batches = images().split(20)
-    results = compare_many(nets, batches, layers="leaves", progress=False)
+    results = compare_many(nets, batches, layers="leaves", progress=False, backend="native")
     assert [len(launch) for launch in waiting] == [4] * 4  # of two networks in two batches
-    alone = compare(nets["wide"], data=batches, layers_a="leaves", progress=False)
+    options = {"layers_a": "leaves", "progress": False, "backend": "native"}
+    alone = compare(nets["wide"], data=batches, **options)
     assert_close(results["wide", "wide"].cka, alone.cka, REORDERED)
+
+
+class Inference(nn.Module):
+    """Whose activations have no version."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, 6), nn.ReLU(inplace=True), nn.Linear(6, 4))
+
+    def forward(self, x):
+        with torch.inference_mode():
+            return self.body(x)
+
+
+def test_what_does_not_say_whether_it_was_overwritten_does_not_wait(waiting):
+    options = {"layers_a": "leaves", "progress": False, "backend": "native"}
+    compare(Inference(), data=torch.randn(60, 8).split(20), **options)
+    assert not waiting
+
+
+def test_where_torch_reduces_nothing_waits(waiting):
+    matrices(images().split(20), backend="torch")
+    matrices(images().split(20), backend=None)
+    assert not waiting
 
 
 @pytest.mark.gpu

@@ -77,10 +77,13 @@ def test_joint_and_separate_runs_agree():
     joint = gram_finish(layers).packed
     for row, x in enumerate(layers):
         alone = gram_finish([x]).packed[0]
-        assert (alone - joint[row]).norm() <= 1e-6 * alone.norm()
+        # Runs of another length are cut off by another factor, which CKA does not see.
+        assert 1 - alone @ joint[row] / alone.norm() / joint[row].norm() <= 1e-6
 
 
 def test_a_layer_with_more_than_two_to_the_31_values_is_addressed_right():
+    if torch.cuda.mem_get_info()[0] < 48 << 30:
+        pytest.skip("needs 48 GB")
     x = some(256, 2**23 + 64)
     check(x)
 

@@ -44,10 +44,14 @@ def activation(nested) -> torch.Tensor | None:
 
 def copied_to(nested, device: torch.device):
     """The same with a copy of every tensor on a device: a network may overwrite its input."""
-    # To a GPU without waiting for what it is doing: torch has read the values when this returns,
-    # or they are pinned.
-    free = torch.device(device).type == "cuda"
-    return mapped(nested, lambda x: x.to(device, copy=True, non_blocking=free))
+    on_gpu = torch.device(device).type == "cuda"
+
+    def copied(x: torch.Tensor) -> torch.Tensor:
+        # Without waiting for what the GPU is doing, where the values are read when this returns.
+        # Pinned ones may not be, and whoever made them may use their memory for the next batch.
+        return x.to(device, copy=True, non_blocking=on_gpu and not x.is_cuda and not x.is_pinned())
+
+    return mapped(nested, copied)
 
 
 def mapped(nested, change: Callable[[torch.Tensor], torch.Tensor]):

@@ -29,7 +29,22 @@ class Batch:
         padded = [-(-x.shape[1] // PADDING) * PADDING for x in rows]
         self.starts = [sum(padded[:layer]) for layer in range(len(rows) + 1)]
         self.pivots = rows[0].new_empty(self.starts[-1], dtype=torch.float32)
-        self.largest = torch.zeros(len(rows), dtype=torch.int32, device=self.device)
+        self.largest = self._largest()
+
+    def _largest(self) -> torch.Tensor:
+        """Bits of the largest magnitude, as far as it must be known before rows are sampled.
+
+        Half precision overflows where a row is 32,768 times larger than those sampled. Activations
+        of that type do not, if none is scaled up; of others the largest is looked up.
+        """
+        if self.operand != torch.float16:
+            return torch.zeros(len(self.rows), dtype=torch.int32, device=self.device)
+        if self.dtype == torch.float16:
+            largest = torch.ones(len(self.rows), device=self.device)
+        else:
+            largest = [torch.linalg.vector_norm(x.float(), torch.inf) for x in self.rows]
+            largest = torch.stack(largest)
+        return largest.float().view(torch.int32)
 
     # What a backend adds.
 
@@ -120,13 +135,13 @@ def gram_all(
             stats.copy_(some_stats)
         else:
             places = to_device(members, k.device)
-            k[places] = some
-            stats[places] = some_stats
+            k.index_copy_(0, places, some)
+            stats.index_copy_(0, places, some_stats)
 
 
 def sampled(n: int) -> int:
-    """Rows of which the pivot is the mean: some three in a hundred, as each is read twice."""
-    return 2 if n < 128 else 4 if n < 256 else 8
+    """Rows of which the pivot is the mean: few, as each is read twice."""
+    return 4 if n < 128 else 8
 
 
 def _statistics(k: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:

@@ -203,7 +203,8 @@ def hsic_pairs(
         [L, M] float64.
 
     Raises:
-        TypeError: a stack is not float64. RuntimeError: they are on different devices.
+        TypeError: a stack is not float64. ValueError: its rows are not dense. RuntimeError: they
+            are on different devices.
 
     Cost: 2·L·M·m flop.
 
@@ -216,6 +217,9 @@ def hsic_pairs(
     b = a if b is None else b
     check_float64(a, "a")
     check_float64(b, "b")
+    for name, stack in (("a", a), ("b", b)):
+        if stack.shape[1] > 1 and stack.stride(1) != 1:
+            raise ValueError(f"`{name}` must be dense along its rows; use {name}.contiguous()")
     if b.device != a.device:
         raise RuntimeError(f"`a` is on {a.device} and `b` on {b.device}; move one to the other")
     out = a.new_empty(a.shape[0], b.shape[0])

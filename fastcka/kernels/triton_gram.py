@@ -19,12 +19,13 @@ FIELDS = tl.constexpr(9)
 
 @triton.jit
 def sample_kernel(
-    base,  # an activation; where the others lie is told as distances from it
+    base,  # address of an activation; where the others lie is told as distances from it
     layers,  # [L, 4] int64: distance, stride of rows, features, and place in `pivots` by 16
     pivots,  # float32: of each layer, its features and zeros up to a whole number of steps
     largest,  # [L] int32: the bits of the largest sampled magnitude, 0 before
     norms,  # [L, blocks] float64: of each block, the mean of the sampled rows' squares
     n,
+    DTYPE: tl.constexpr,
     PIECE: tl.constexpr,  # unit of distances, strides and features, in values
     ROWS: tl.constexpr,  # that are sampled
     BLOCK: tl.constexpr,
@@ -32,7 +33,7 @@ def sample_kernel(
 ):
     block = tl.program_id(0)
     layer = tl.program_id(1)
-    x = base + tl.load(layers + 4 * layer) * PIECE
+    x = _pointer(base, tl.load(layers + 4 * layer), DTYPE, PIECE)
     stride = tl.load(layers + 4 * layer + 1) * PIECE
     features = tl.load(layers + 4 * layer + 2) * PIECE
     pivots += tl.load(layers + 4 * layer + 3) * 16
@@ -64,6 +65,7 @@ def products_kernel(  # noqa: C901 - one branch a tile, all decided when it is c
     largest,
     partials,  # [S, products of a tile] float32
     n,
+    DTYPE: tl.constexpr,
     OPERAND: tl.constexpr,  # type of what is multiplied
     PRECISION: tl.constexpr,  # of float32 products
     PIECE: tl.constexpr,
@@ -78,7 +80,7 @@ def products_kernel(  # noqa: C901 - one branch a tile, all decided when it is c
     program = tl.program_id(0)
     for s in range(tl.load(begins + program), tl.load(begins + program + 1)):
         entry = segments + s * FIELDS
-        x = base + tl.load(entry) * PIECE
+        x = _pointer(base, tl.load(entry), DTYPE, PIECE)
         stride = tl.load(entry + 1) * PIECE
         features = tl.load(entry + 2).to(tl.int32) * PIECE
         pivot = pivots + tl.load(entry + 3) * 16
@@ -127,6 +129,14 @@ def products_kernel(  # noqa: C901 - one branch a tile, all decided when it is c
             if KIND == "triangle":
                 _keep(slot + A * A, ba, again, B, A)
                 _keep(slot + A * A + B * A, bb, again, B, B)
+
+
+@triton.jit
+def _pointer(base, distance, DTYPE: tl.constexpr, PIECE: tl.constexpr):
+    """A number until here: from a pointer some GPUs reach no further than 2^31 bytes."""
+    step: tl.constexpr = PIECE * DTYPE.primitive_bitwidth // 8
+    address = base + distance * step
+    return tl.multiple_of(address.to(tl.pointer_type(DTYPE)), step)
 
 
 @triton.jit

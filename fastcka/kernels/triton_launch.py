@@ -125,6 +125,7 @@ def products_constants(
     """
     setting = (target.narrow if _narrow_values(dtype, operand) else target.wide)[tile]
     constants = {
+        "DTYPE": TYPES[dtype],
         "OPERAND": TYPES[operand],
         "PRECISION": target.float32 if operand == torch.float32 else "ieee",
         "PIECE": 16 // dtype.itemsize if aligned else 1,
@@ -169,12 +170,13 @@ class _Batch(gpu_gram.Batch):
 
     def launch_sample(self, layers: torch.Tensor, norms: torch.Tensor) -> None:
         sample_kernel[(norms.shape[1], len(layers))](
-            self.rows[0],
+            self.rows[0].data_ptr(),
             layers,
             self.pivots,
             self.largest,
             norms,
             self.n,
+            DTYPE=TYPES[self.dtype],
             PIECE=self.piece,
             ROWS=gpu_gram.sampled(self.n),
             BLOCK=gpu_gram.BLOCK,
@@ -184,7 +186,7 @@ class _Batch(gpu_gram.Batch):
     def launch_products(self, tile: Tile, segments, begins, partials) -> None:
         constants, setting = self._constants(tile)
         products_kernel[(len(begins) - 1,)](
-            self.rows[0],
+            self.rows[0].data_ptr(),
             segments,
             begins,
             self.pivots,
