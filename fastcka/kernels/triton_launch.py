@@ -84,7 +84,7 @@ GFX942 = Target(
     triangles=False,
     pair=PAIR,
     float32="ieee",
-    narrow={SMALL: Setting(64, 4, 2, 2), MIDDLE: Setting(64, 8, 2), PAIR: Setting(64, 8, 2)},
+    narrow={SMALL: Setting(64, 4, 2, 2), MIDDLE: Setting(32, 8, 2), PAIR: Setting(64, 8, 2)},
     wide={SMALL: Setting(32, 4, 2, 2), MIDDLE: Setting(32, 8, 2), SLIM: Setting(32, 8, 2)},
 )
 
