@@ -67,4 +67,6 @@ def _cell(row):
         numbers.append(f"{row['share_of_floor']:.0%}")
     else:
         numbers.append(f"{row['tflop_per_s'] or 0:.1f} TFLOP/s {row['gb_per_s'] or 0:.0f} GB/s")
-    return f"{row['variant']} {' '.join(numbers)} err {row['error']:.1e}"
+    if row["error"] is not None:
+        numbers.append(f"err {row['error']:.1e}")
+    return f"{row['variant']} {' '.join(numbers)}"
