@@ -42,3 +42,9 @@ def test_rows_of_a_larger_tensor_are_read_in_place(version):
     a = torch.full((4, 40), float("nan"), dtype=torch.float64, device=version)
     a[:, 5:25] = torch.randn(4, 20, dtype=torch.float64, device=version)
     assert_close(hsic_pairs(a[:, 5:25]), hsic_pairs(a[:, 5:25].clone()), REORDERED * 100)
+
+
+def test_rows_that_are_not_dense_are_refused_by_every_version(version):
+    a = torch.randn(20, 3, dtype=torch.float64, device=version)
+    with pytest.raises(ValueError, match="`b` must be dense along its rows; use b"):
+        hsic_pairs(a.T.contiguous(), a.T)
