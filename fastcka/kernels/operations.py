@@ -196,7 +196,7 @@ def hsic_pairs(
     out_ij = ⟨a_i, b_j⟩; of packed triangles, n(n−3)·HSIC_1 (unbiased) or (n−1)²·HSIC (biased).
 
     Args:
-        a: [L, m] float64. b: [M, m] float64; None compares a with itself, for half the work.
+        a: [L, m] float64. b: [M, m] float64; None compares a with itself.
         backend: as in `gram`.
 
     Returns:
