@@ -4,12 +4,12 @@ import platform
 import subprocess
 import sys
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 from fastcka.kernels import native
+from fastcka.machine import device_name, installed
 
 PACKAGES = ("fastcka", "torch", "timm", "torchvision", "numpy", "scipy", "triton")
 
@@ -24,16 +24,8 @@ def provenance(device: torch.device | str = "cpu") -> dict:
         "versions": {package: installed(package) for package in PACKAGES},
         "commit": commit(),
         "machine": f"{platform.system()} {platform.machine()}",
-        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "processor": device_name(device),
     }
-
-
-def installed(package: str) -> str | None:
-    """The version of a package; None where it is not there."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def commit() -> str | None:
@@ -53,13 +45,3 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
-
-
-def processor() -> str:
-    """The name of the CPU."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor())

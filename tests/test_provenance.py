@@ -6,7 +6,7 @@ import subprocess
 import torch
 
 import fastcka
-from fastcka import provenance
+from fastcka import machine, provenance
 
 
 def test_versions_and_machine_are_named():
@@ -18,7 +18,7 @@ def test_versions_and_machine_are_named():
 
 
 def test_what_is_not_installed_has_no_version():
-    assert provenance.installed("no-such-package-at-all") is None
+    assert machine.installed("no-such-package-at-all") is None
 
 
 def test_the_commit_is_that_of_the_checkout(monkeypatch, tmp_path):

@@ -23,7 +23,7 @@ PACKAGE = ROOT / "fastcka"
 ORDER = [
     [
         *("options", "warning", "report", "array_file", "result_tables", "cache"),
-        *("stages", "process_memory"),
+        *("stages", "process_memory", "machine"),
     ],
     ["kernels", "capture", "data", "models"],
     ["permutation", "analysis"],
