@@ -83,3 +83,32 @@ def test_what_tensor_cores_cut_off_within_a_chunk_is_within_the_tolerance():
     assert error.std() <= error.mean() / 10
     # Unsplit sums of a million features would be off by more than HSIC may be.
     assert error.mean() * 1_000_000 / CHUNK > 1e-4
+
+
+def centred(k):
+    n = len(k)
+    hollow = k - k.diagonal().diag()
+    rows, total = hollow.sum(0) / (n - 2), hollow.sum() / (n - 1) / (n - 2)
+    k = hollow - rows[:, None] - rows + total
+    return k - k.diagonal().diag()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_values_that_go_as_they_are_lose_less_than_centred_ones_that_are_rounded(dtype):
+    """At the limit where that is decided, and cut off as above, in a single chunk."""
+    generator = torch.Generator().manual_seed(0)
+    n, limit = 64, {torch.float16: 256, torch.bfloat16: 2048}[dtype]
+    deviations = torch.randn(n, CHUNK, dtype=torch.float64, generator=generator)
+    mean = torch.randn(CHUNK, dtype=torch.float64, generator=generator)
+    # Noise alone: |K| is (1 + mean²) p, and the centred K about √p.
+    x = (deviations + (limit / CHUNK**0.5 - 1) ** 0.5 * mean).to(dtype).double()
+    exact = centred(x @ x.T)
+    spread = (exact.square().sum() / (n * (n - 3))) ** 0.5
+    assert 0.8 * limit <= x.square().sum(1).mean() / spread <= 1.3 * limit
+    total = torch.zeros(n, n, dtype=torch.float64)
+    for values in x.split(16, dim=1):
+        total = cut(total + values @ values.T, 24)
+    rounded = (x - x.mean(0)).to(dtype).double()
+    error, other = ((centred(k) - exact).norm() for k in (total, rounded @ rounded.T))
+    assert error <= other
+    assert error <= 4e-7 * limit * exact.norm()

@@ -16,7 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fastcka.kernels import triton_finish, triton_gram, triton_hsic, triton_launch
-from fastcka.kernels.schedule import WIDE
+from fastcka.kernels.schedule import MIDDLE, SMALL, WIDE
 from fastcka.kernels.triton_launch import GFX942, SM80, SM90, SM100
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Triton itself
@@ -94,26 +94,33 @@ def products():
             if tile is WIDE and target.pair is not WIDE:
                 continue
             for dtype in (FP16, BF16):
-                yield target, tile, dtype, dtype, True, False
+                for decided in uses(tile):
+                    yield target, tile, dtype, dtype, True, False, decided
             if tile.kind != "triangle" and tile is not WIDE:
-                yield target, tile, FP16, FP16, False, False  # value by value
-                yield target, tile, FP16, FP16, True, True  # rows far apart
+                yield target, tile, FP16, FP16, False, False, False  # value by value
+                for decided in uses(tile):
+                    yield target, tile, FP16, FP16, True, True, decided  # rows far apart
         for tile in target.wide:
             for dtype, operand in ((FP32, FP32), (FP32, FP16), (FP16, FP32)):
-                yield target, tile, dtype, operand, True, False
-            yield target, tile, FP32, FP32, False, True
+                yield target, tile, dtype, operand, True, False, False
+            yield target, tile, FP32, FP32, False, True, False
+
+
+def uses(tile):
+    """Without and with values that go as they are: from 129 rows on, which have other tiles too."""
+    return {SMALL: [False], MIDDLE: [False, True]}.get(tile, [True])
 
 
 def label(case):
-    target, tile, dtype, operand, aligned, far = case
+    target, tile, dtype, operand, aligned, far, decided = case
     types = f"{str(dtype)[6:]}-{str(operand)[6:]}"
-    ends = ("" if aligned else "-ragged") + ("-far" if far else "")
+    ends = ("" if aligned else "-ragged") + ("-far" if far else "") + "-decided" * decided
     return f"{target.name}-{tile.kind}-{tile.rows}x{tile.columns}-{types}{ends}"
 
 
 def often(case):
     """A few in every run, the rest in the slow one."""
-    target, _, dtype, operand, aligned, far = case
+    target, _, dtype, operand, aligned, far, _ = case
     return target is SM90 and dtype == operand == FP16 and aligned and not far
 
 
@@ -125,46 +132,54 @@ def often(case):
     ],
 )
 def test_products_use_the_tensor_cores_and_spill_nothing(tmp_path, case):
-    target, tile, dtype, operand, aligned, far = case
+    target, tile, dtype, operand, aligned, far, decided = case
     constants, setting = triton_launch.products_constants(
-        target, tile, dtype, operand, aligned=aligned, far=far
+        target, tile, dtype, operand, decided=decided, aligned=aligned, far=far
     )
     binary = compiled_products(target, constants, setting, dtype, aligned)
     code = check_resources(binary, target.name, tmp_path)
     assert re.search(TENSOR_CORES[target.name], code)
-    if aligned and target is not GFX942:  # on their way to shared memory, 16 bytes at once
+    if constants["BY_TMA"]:
+        assert re.search(r"\bUTMALDG", code)
+    elif aligned and target is not GFX942:  # on their way to shared memory, 16 bytes at once
         assert re.search(r"LDGSTS\.E.*\.128", code)
 
 
 def others():
     n = {"n": "i32"}
     sample = {"base": "i64", "layers": "*i64", "pivots": "*fp32", "largest": "*i32"}
-    sample |= {"norms": "*fp64"} | n
+    sums = {"norms": "*fp64", "pairs": "*fp64"}
     for rows in (4, 8):
         constants = {"DTYPE": tl.float16, "PIECE": 8, "ROWS": rows, "BLOCK": 1024, "PADDING": 256}
-        yield f"sample-{rows}", triton_gram.sample_kernel, sample, constants
+        constants["DECIDED"] = rows == 8
+        yield f"sample-{rows}", triton_gram.sample_kernel, sample | sums | n, constants
+    constants = {"LIMIT": triton_launch.LIMIT[FP16], "ROWS": 8, "TOGETHER": triton_launch.TOGETHER}
+    decide = sums | {"blocks": "i32", "largest": "*i32"}
+    yield "decide", triton_gram.decide_kernel, decide, constants
     works = {"works": "*i64", "partials": "*fp32", "largest": "*i32", "k": "*fp64"} | n
     for tile in SM90.narrow:
         constants = {"KIND": tile.kind, "A": tile.rows, "B": tile.columns}
         constants["SIDE"] = triton_launch.SIDE
         name = f"add-up-{tile.kind}-{tile.rows}x{tile.columns}"
         yield name, triton_gram.add_up_kernel, works, constants
-    means = {"k": "*fp64", "means": "*fp64"} | n
-    sums = {"k": "*fp64", "diagonal": "*fp64", "row_sums": "*fp64"} | n
-    sums |= {"diagonal_stride": "i32", "row_sums_stride": "i32"}
-    pack = sums | {"packed": "*fp64", "squares": "*fp64", "packed_stride": "i64"}
+    sums = {"k": "*fp64", "sums": "*fp64"} | n
+    outputs = {name: "*fp64" for name in ("packed", "diagonal", "row_sums", "squares")}
+    pack = sums | outputs | {"packed_stride": "i64"}
+    pack |= {"diagonal_stride": "i32", "row_sums_stride": "i32"}
     summary = {"squares": "*fp64", "diagonal": "*fp64", "stats": "*fp64", "summary": "*fp64"}
-    summary |= n | {"diagonal_stride": "i32", "summary_stride": "i32"}
+    summary |= n | {"blocks": "i32", "diagonal_stride": "i32", "summary_stride": "i32"}
     for columns in (64, 256, 2048):
         size = {"COLUMNS": columns}
-        yield f"row-means-{columns}", triton_gram.row_means_kernel, means, size
-        yield f"recentre-{columns}", triton_gram.recentre_kernel, means, size
+        yield f"recentre-{columns}", triton_gram.recentre_kernel, sums, size
         yield f"row-sums-{columns}", triton_finish.row_sums_kernel, sums, size
-        for kind, biased in (("unbiased", False), ("biased", True)):
-            constants = size | {"BIASED": biased}
-            name = f"pack-{kind}-{columns}"
-            yield name, triton_finish.centre_and_pack_kernel, pack, constants
-        yield f"summary-{columns}", triton_finish.summary_kernel, summary, size
+        for pivoted in (False, True):
+            kind = "-pivoted" * pivoted
+            for biased in (False, True):
+                constants = size | {"BIASED": biased, "PIVOTED": pivoted}
+                name = f"pack-{columns}{kind}{'-biased' * biased}"
+                yield name, triton_finish.centre_and_pack_kernel, pack, constants
+            constants = size | {"PIVOTED": pivoted}
+            yield f"summary-{columns}{kind}", triton_finish.summary_kernel, summary, constants
     hsic = {name: "*fp64" for name in ("a", "b", "partials")}
     hsic |= {"rows_a": "i32", "rows_b": "i32", "length": "i32", "run": "i32"}
     hsic |= {"a_stride": "i64", "b_stride": "i64"}

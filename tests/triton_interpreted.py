@@ -60,6 +60,46 @@ def test_the_cases_use_every_tile():
     assert used == set(SM90.narrow) | set(SM90.wide)
 
 
+def taken_as_they_are(x):
+    """Whether the values of a layer are multiplied without the pivot taken away."""
+    batch = triton_launch.Batch([x], x.dtype, aligned=True, far=False)
+    batch.multiply(torch.empty(1, len(x), len(x), dtype=torch.float64))
+    return batch.largest.item() == 0
+
+
+@pytest.mark.parametrize("dtype", triton_launch.LIMIT, ids=str)
+def test_values_go_as_they_are_where_centring_would_cost_more_digits_than_it_saves(dtype):
+    x = torch.randn(130, 136)
+    near, far = (x + 1).to(dtype), (x * 0.02 + 1).to(dtype)
+    assert taken_as_they_are(near)
+    assert not taken_as_they_are(far)
+    # Nothing is rounded but sums, so no operand is allowed for.
+    check(gram(near).k, near, torch.float32)
+    check(gram(far).k, far, dtype)
+
+
+def test_each_layer_of_a_launch_is_centred_or_not_by_its_own_values():
+    x = torch.randn(130, 72)
+    layers = [(x + 1).half(), (x * 0.02 + 1).half()]
+    joint = torch.empty(2, 130, 130, dtype=torch.float64)
+    operands = [torch.float16] * 2
+    stats = torch.empty(2, 3, dtype=torch.float64)
+    gpu_gram.gram_all(triton_launch.Batch, layers, operands, joint, stats)
+    for x, together in zip(layers, joint.tril(), strict=True):
+        alone = gram(x).k.tril()
+        assert (alone - together).norm() <= 1e-6 * alone.norm()
+
+
+def test_values_at_the_ends_of_their_type_and_few_rows_are_centred():
+    x = torch.randn(130, 136)
+    assert taken_as_they_are(x.half())
+    assert not taken_as_they_are(x[:128].half())
+    for scale in (1e-20, 1e20):
+        assert not taken_as_they_are((x * scale).bfloat16())
+    x[0, 5] = torch.inf  # in a row that is sampled
+    assert not taken_as_they_are(x.half())
+
+
 @pytest.mark.parametrize("programs", [1, 3])
 def test_what_is_longer_than_a_chunk_is_added_up_in_its_slot(monkeypatch, programs):
     monkeypatch.setattr(gpu_gram, "processors", lambda device: programs)

@@ -67,7 +67,8 @@ class _Batch(gpu_gram.Batch):
             works, partials, self.largest, k.flatten(0, 1), tile.kind, tile.rows, tile.columns
         )
 
-    def launch_recentre(self, k: torch.Tensor, means: torch.Tensor) -> None:
+    def launch_recentre(self, k: torch.Tensor) -> None:
+        means = k.new_empty(k.shape[:2])
         native.module.cuda_recentre(k.flatten(0, 1), means)
 
 

@@ -4,7 +4,8 @@ The launches themselves are those of `triton_launch` and `cuda_launch`. Nothing 
 GPU.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 
 import torch
 
@@ -30,6 +31,7 @@ class Batch:
         self.starts = [sum(padded[:layer]) for layer in range(len(rows) + 1)]
         self.pivots = rows[0].new_empty(self.starts[-1], dtype=torch.float32)
         self.largest = self._largest()
+        self._layers = tuple(map(self._address, range(len(rows))))
 
     def _largest(self) -> torch.Tensor:
         """Bits of the largest magnitude, as far as it must be known before rows are sampled.
@@ -65,46 +67,60 @@ class Batch:
     def launch_add_up(self, tile: Tile, works, partials, k) -> None:
         raise NotImplementedError
 
-    def launch_recentre(self, k: torch.Tensor, means: torch.Tensor) -> None:
+    def launch_recentre(self, k: torch.Tensor) -> None:
+        """From products of rows less a common row to those of rows less their mean."""
         raise NotImplementedError
 
     # What all have in common.
 
     def multiply(self, k: torch.Tensor) -> torch.Tensor:
-        """Fill the lower triangles of k [L, n, n]; returns the sampled norms."""
+        """Products of the rows less some common row, into the lower triangles of k [L, n, n].
+
+        Returns:
+            The mean of the sampled rows' squares, [L, blocks of features].
+        """
         blocks = max(-(-x.shape[1] // BLOCK) for x in self.rows)
         norms = k.new_empty(len(self.rows), blocks)
-        layers = [self._address(layer) for layer in range(len(self.rows))]
-        self.launch_sample(to_device(layers, self.device), norms)
+        (layers,) = on_device(self.device, _alone, self._layers)
+        self.launch_sample(layers, norms)
         for tile, places in self.tiles():
-            self._products(tile, places, k)
-        self.launch_recentre(k, k.new_empty(len(self.rows), self.n))
+            self._products(tile, tuple(places), k)
         return norms
 
-    def _products(self, tile: Tile, places: list[tuple[int, int]], k: torch.Tensor) -> None:
+    def _products(self, tile: Tile, places: tuple, k: torch.Tensor) -> None:
         step, programs = self.setting(tile)
-        works = [(layer, *place) for layer in range(len(self.rows)) for place in places]
-        steps = [-(-self.rows[layer].shape[1] // step) for layer, _, _ in works]
-        segments, begins = deal(steps, programs * processors(self.device))
-        table = []
-        for work, start, stop in segments:
-            layer, row_a, row_b = works[work]
-            table.append([*self._address(layer), layer, row_a, row_b, start, stop])
-        slots = [[] for _ in works]
-        for slot, segment in enumerate(segments):
-            slots[segment.work].append(slot)
-        ends = [[*work, mine[0], mine[-1] + 1] for work, mine in zip(works, slots, strict=True)]
+        steps = tuple(-(-x.shape[1] // step) for x in self.rows)
+        programs *= processors(self.device)
+        of = self._layers, steps, places, programs
+        segments, begins, works = on_device(self.device, _dealt, *of)
         partials = self.pivots.new_empty(len(segments), tile.products)
-        tables = [to_device(values, self.device) for values in (table, begins, ends)]
-        self.launch_products(tile, *tables[:2], partials)
-        self.launch_add_up(tile, tables[2], partials, k)
+        self.launch_products(tile, segments, begins, partials)
+        self.launch_add_up(tile, works, partials, k)
 
-    def _address(self, layer: int) -> list[int]:
+    def _address(self, layer: int) -> tuple[int, ...]:
         """Distance from the first layer, stride and features in pieces, and where its pivot is."""
         x = self.rows[layer]
         away = (x.data_ptr() - self.rows[0].data_ptr()) // x.itemsize
-        values = [away, x.stride(0), x.shape[1]]
-        return [value // self.piece for value in values] + [self.starts[layer] // 16]
+        values = away, x.stride(0), x.shape[1]
+        return *(value // self.piece for value in values), self.starts[layer] // 16
+
+
+def batches(
+    batch_of: type[Batch], rows: Sequence[torch.Tensor], operands: Sequence[torch.dtype]
+) -> Iterator[tuple[list[int], Batch | None]]:
+    """Which layers go into one launch, and the launch: None of float64.
+
+    No tensor core multiplies float64 faster than BLAS.
+    """
+    groups: dict[tuple, list[int]] = {}
+    for layer, (x, operand) in enumerate(zip(rows, operands, strict=True)):
+        stride = x.stride(0) if len(x) > 1 else x.shape[1]
+        bits = x.data_ptr() | stride * x.itemsize | x.shape[1] * x.itemsize
+        far = 256 * stride >= 2**31
+        groups.setdefault((x.dtype, operand, bits % 16 == 0, far), []).append(layer)
+    for (dtype, *options), members in groups.items():
+        some = [rows[layer] for layer in members]
+        yield members, None if dtype == torch.float64 else batch_of(some, *options)
 
 
 def gram_all(
@@ -115,28 +131,28 @@ def gram_all(
     stats: torch.Tensor,
 ) -> None:
     """The Gram matrices [L, n, n] and statistics [L, 3] of layers of the same examples."""
-    groups: dict[tuple, list[int]] = {}
-    for layer, (x, operand) in enumerate(zip(rows, operands, strict=True)):
-        if x.dtype == torch.float64:  # no tensor core multiplies it faster than BLAS
-            torch_gram.gram(x, operand, k[layer], stats[layer])
+    for members, batch in batches(batch_of, rows, operands):
+        if batch is None:
+            for layer in members:
+                torch_gram.gram(rows[layer], operands[layer], k[layer], stats[layer])
             continue
-        stride = x.stride(0) if len(x) > 1 else x.shape[1]
-        bits = x.data_ptr() | stride * x.itemsize | x.shape[1] * x.itemsize
-        far = 256 * stride >= 2**31
-        groups.setdefault((x.dtype, operand, bits % 16 == 0, far), []).append(layer)
-    for (_, operand, aligned, far), members in groups.items():
-        batch = batch_of([rows[layer] for layer in members], operand, aligned, far)
         alone = len(members) == len(rows)
         some = k if alone else k.new_empty(len(members), *k.shape[1:])
         with torch.cuda.device_of(k):
             norms = batch.multiply(some)
+            batch.launch_recentre(some)
         some_stats = _statistics(some, norms)
         if alone:
             stats.copy_(some_stats)
         else:
-            places = to_device(members, k.device)
-            k.index_copy_(0, places, some)
-            stats.index_copy_(0, places, some_stats)
+            put_back(some, k, members)
+            put_back(some_stats, stats, members)
+
+
+def put_back(some: torch.Tensor, of_all: torch.Tensor, members: list[int]) -> None:
+    """Rows of some layers to where they belong."""
+    (places,) = on_device(of_all.device, _alone, tuple(members))
+    of_all.index_copy_(0, places, some)
 
 
 def sampled(n: int) -> int:
@@ -156,15 +172,49 @@ def _statistics(k: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
 _held: list[torch.Tensor] = []
 
 
-def to_device(values: list, device: torch.device) -> torch.Tensor:
-    """A table of whole numbers on the device, without waiting for it."""
-    table = torch.tensor(values, dtype=torch.int64, device="cpu")
+def on_device(device: torch.device, make: Callable, *arguments) -> tuple[torch.Tensor, ...]:
+    """The tables that `make` returns of arguments that can be hashed, on the device.
+
+    The same layers come at the same addresses batch after batch: their tables are there already.
+    """
     if device.type == "cpu":
-        return table
-    table = table.pin_memory()
-    if torch.cuda.is_current_stream_capturing():
-        _held.append(table)
-    return table.to(device, non_blocking=True)
+        return _kept(device, 0, make, arguments)
+    if not torch.cuda.is_current_stream_capturing():
+        # What one stream copies another must not read before.
+        return _kept(device, torch.cuda.current_stream(device).cuda_stream, make, arguments)
+    tables = [_on_host(values).pin_memory() for values in make(*arguments)]
+    _held.extend(tables)
+    return tuple(table.to(device, non_blocking=True) for table in tables)
+
+
+@lru_cache(maxsize=256)
+def _kept(device, stream, make, arguments) -> tuple[torch.Tensor, ...]:
+    tables = [_on_host(values) for values in make(*arguments)]
+    if device.type == "cpu":
+        return tuple(tables)
+    return tuple(table.pin_memory().to(device, non_blocking=True) for table in tables)
+
+
+def _on_host(values: Sequence) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int64, device="cpu")
+
+
+def _alone(values: Sequence) -> tuple[Sequence]:
+    return (values,)
+
+
+def _dealt(layers, steps, places, programs) -> tuple[list, list, list]:
+    """Segments, where each program's begin, and of each work its slots."""
+    works = [(layer, *rows) for layer in range(len(layers)) for rows in places]
+    segments, begins = deal([steps[layer] for layer, _, _ in works], programs)
+    table = []
+    slots = [[] for _ in works]
+    for slot, (work, start, stop) in enumerate(segments):
+        layer, row_a, row_b = works[work]
+        table.append([*layers[layer], layer, row_a, row_b, start, stop])
+        slots[work].append(slot)
+    ends = [[*work, mine[0], mine[-1] + 1] for work, mine in zip(works, slots, strict=True)]
+    return table, begins, ends
 
 
 def processors(device: torch.device) -> int:

@@ -1,8 +1,10 @@
 """Launching the Gram kernels in Triton: which tiles, which tables, in which order."""
 
+from contextvars import copy_context
 from typing import NamedTuple
 
 import torch
+import triton
 import triton.language as tl
 
 from fastcka.kernels import gpu_gram
@@ -17,26 +19,38 @@ from fastcka.kernels.schedule import (
     Tile,
     covering,
 )
+from fastcka.kernels.triton_finish import row_sums_kernel
 from fastcka.kernels.triton_gram import (
     add_up_kernel,
+    decide_kernel,
     products_kernel,
     recentre_kernel,
-    row_means_kernel,
     sample_kernel,
 )
 
 TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 # Side of the piece that a program of `add_up_kernel` takes.
 SIDE = 32
+# Blocks of features that a program of `decide_kernel` reads at once.
+TOGETHER = 16
+# |K| over the root mean square of the centred K, up to which values are multiplied as they are:
+# sums of CHUNK features are then off by 3e-7 times it, less than rounding centred values costs.
+LIMIT = {torch.float16: 256, torch.bfloat16: 2048}
+# Rows from which on that is asked: with fewer, memory is slower than taking the pivot away.
+DECIDED = 129
 
 
 class Setting(NamedTuple):
-    """How a tile is multiplied: features a step, warps, loads in flight, programs a processor."""
+    """How a tile is multiplied: features a step, warps, loads in flight, programs a processor.
+
+    tma: whether the copy engine reads rows at multiples of 16 bytes, which takes fewer registers.
+    """
 
     step: int
     warps: int
     stages: int
     programs: int = 1
+    tma: bool = False
 
 
 class Target(NamedTuple):
@@ -61,14 +75,15 @@ SM80 = Target(
     narrow={SMALL: Setting(64, 4, 3, 2), MIDDLE: Setting(64, 8, 3), PAIR: Setting(64, 8, 3)},
     wide={SMALL: Setting(32, 4, 3, 2), MIDDLE: Setting(16, 8, 3), SLIM: Setting(32, 8, 3)},
 )
-_narrow = {SMALL: Setting(128, 4, 4, 2), MIDDLE: Setting(64, 8, 4), TRIANGLE: Setting(32, 8, 4)}
+_narrow = {SMALL: Setting(128, 4, 4, 2), MIDDLE: Setting(64, 8, 4)}
+_narrow[TRIANGLE] = Setting(64, 8, 4, tma=True)
 _wide = {SMALL: Setting(64, 4, 4, 2), MIDDLE: Setting(32, 8, 4), SLIM: Setting(32, 8, 3)}
 SM90 = Target(
     "sm_90",
     triangles=True,
     pair=WIDE,
     float32="tf32x3",
-    narrow=_narrow | {PAIR: Setting(64, 8, 3), WIDE: Setting(32, 8, 4)},
+    narrow=_narrow | {PAIR: Setting(64, 8, 3), WIDE: Setting(64, 8, 4, tma=True)},
     wide=_wide,
 )
 SM100 = Target(
@@ -77,7 +92,7 @@ SM100 = Target(
     pair=PAIR,  # 128 × 256 sums would leave the registers on their way to memory
     float32="tf32x3",
     narrow=_narrow | {PAIR: Setting(32, 8, 4)},
-    wide=_wide,
+    wide=_wide | {SMALL: Setting(64, 8, 4, 2), SLIM: Setting(32, 8, 2)},
 )
 GFX942 = Target(
     "gfx942",
@@ -115,13 +130,14 @@ def products_constants(
     dtype: torch.dtype,
     operand: torch.dtype,
     *,
+    decided: bool = False,
     aligned: bool = True,
     far: bool = False,
     interpreted: bool = False,
 ) -> tuple[dict, Setting]:
     """The constants of `products_kernel`, and how it is launched.
 
-    aligned, far: as in `gpu_gram.Batch`.
+    decided: whether `decide_kernel` ran. aligned, far: as in `gpu_gram.Batch`.
     """
     setting = (target.narrow if _narrow_values(dtype, operand) else target.wide)[tile]
     constants = {
@@ -135,6 +151,8 @@ def products_constants(
         "B": tile.columns,
         "STEP": setting.step,
         "CHUNK": CHUNK,
+        "DECIDED": decided,
+        "BY_TMA": setting.tma and aligned,
         # The interpreter multiplies the bits of bfloat16, not its values.
         "BY_WIDENING": interpreted and operand == torch.bfloat16,
     }
@@ -145,11 +163,11 @@ def _narrow_values(dtype: torch.dtype, operand: torch.dtype) -> bool:
     return dtype == operand != torch.float32
 
 
-def gram_all(rows, operands, k: torch.Tensor, stats: torch.Tensor) -> None:
-    gpu_gram.gram_all(_Batch, rows, operands, k, stats)
+def gram(x, operand, k: torch.Tensor, stats: torch.Tensor) -> None:
+    gpu_gram.gram_all(Batch, [x], [operand], k[None], stats[None])
 
 
-class _Batch(gpu_gram.Batch):
+class Batch(gpu_gram.Batch):
     def tiles(self):
         return tiles(target_of(self.device), self.n, self.dtype, self.operand, self.aligned)
 
@@ -163,40 +181,64 @@ class _Batch(gpu_gram.Batch):
             tile,
             self.dtype,
             self.operand,
+            decided=self._decided(),
             aligned=self.aligned,
             far=self.far,
             interpreted=self.device.type == "cpu",
         )
 
+    def _decided(self) -> bool:
+        return self.aligned and _narrow_values(self.dtype, self.operand) and self.n >= DECIDED
+
     def launch_sample(self, layers: torch.Tensor, norms: torch.Tensor) -> None:
-        sample_kernel[(norms.shape[1], len(layers))](
+        rows, (count, blocks) = gpu_gram.sampled(self.n), norms.shape
+        pairs = norms.new_empty(count, blocks, rows, rows) if self._decided() else norms
+        sample_kernel[(blocks, count)](
             self.rows[0].data_ptr(),
             layers,
             self.pivots,
             self.largest,
             norms,
+            pairs,
             self.n,
             DTYPE=TYPES[self.dtype],
             PIECE=self.piece,
-            ROWS=gpu_gram.sampled(self.n),
+            ROWS=rows,
             BLOCK=gpu_gram.BLOCK,
             PADDING=gpu_gram.PADDING,
+            DECIDED=self._decided(),
         )
+        if self._decided():
+            decide_kernel[(count,)](
+                norms,
+                pairs,
+                blocks,
+                self.largest,
+                LIMIT=LIMIT[self.dtype],
+                ROWS=rows,
+                TOGETHER=TOGETHER,
+            )
 
     def launch_products(self, tile: Tile, segments, begins, partials) -> None:
         constants, setting = self._constants(tile)
-        products_kernel[(len(begins) - 1,)](
-            self.rows[0].data_ptr(),
-            segments,
-            begins,
-            self.pivots,
-            self.largest,
-            partials,
-            self.n,
-            **constants,
-            num_warps=setting.warps,
-            num_stages=setting.stages,
-        )
+
+        def launch() -> None:
+            # Descriptors for the copy engine lie in memory that Triton asks for.
+            triton.set_allocator(lambda size, _, stream: partials.new_empty(size, dtype=torch.int8))
+            products_kernel[(len(begins) - 1,)](
+                self.rows[0].data_ptr(),
+                segments,
+                begins,
+                self.pivots,
+                self.largest,
+                partials,
+                self.n,
+                **constants,
+                num_warps=setting.warps,
+                num_stages=setting.stages,
+            )
+
+        copy_context().run(launch)  # who has set an allocator keeps theirs
 
     def launch_add_up(self, tile: Tile, works, partials, k) -> None:
         add_up_kernel[(len(works), tile.products // SIDE**2)](
@@ -211,8 +253,8 @@ class _Batch(gpu_gram.Batch):
             SIDE=SIDE,
         )
 
-    def launch_recentre(self, k: torch.Tensor, means: torch.Tensor) -> None:
-        columns = 1 << (self.n - 1).bit_length()
-        grid = self.n, len(k)
-        row_means_kernel[grid](k, means, self.n, COLUMNS=columns)
-        recentre_kernel[grid](k, means, self.n, COLUMNS=columns)
+    def launch_recentre(self, k: torch.Tensor) -> None:
+        columns, grid = triton.next_power_of_2(self.n), (self.n, len(k))
+        sums = k.new_empty(len(k), self.n, 2)
+        row_sums_kernel[grid](k, sums, self.n, COLUMNS=columns)
+        recentre_kernel[grid](k, sums, self.n, COLUMNS=columns)

@@ -26,9 +26,9 @@ def obstacle(device: torch.device) -> str | None:
 
 
 def gram(*arguments) -> None:
-    from fastcka.kernels import triton_gram_finish
+    from fastcka.kernels import triton_launch
 
-    triton_gram_finish.gram(*arguments)
+    triton_launch.gram(*arguments)
 
 
 def finish(*arguments) -> None:
