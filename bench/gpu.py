@@ -64,6 +64,7 @@ def _jobs(runner, tests, deadline):
     scale = runner.scale
     yield {"op": "rates"}, partial(_rates, runner)
     yield {"op": "tests"}, partial(_tests, runner, tests, deadline)
+    yield {"op": "speed_table"}, partial(measurements.speed_table, runner)
     grams = [
         {"op": "gram", "shape": shape, "n": n, "p": p}
         for shape, p in scale.features.items()

@@ -84,7 +84,6 @@ def gram(runner, *, dtype=torch.float16, operand=None, data=gram_data, **case):
     variants = [
         *_ours(
             runner,
-            "gram",
             lambda kernels, backend: partial(kernels.gram, x, operand=operand, backend=backend),
             lambda batch: error(batch.k),
             # On a CPU 16-bit values are multiplied in float32 where nobody asks for less.
@@ -116,7 +115,6 @@ def gram_finish(runner, *, dtype=torch.float32, **case):
     variants = [
         *_ours(
             runner,
-            "gram_finish",
             lambda kernels, backend: partial(kernels.gram_finish, layers, backend=backend),
             lambda out: relative_error(out.packed, expected),
             TOLERANCE[dtype if layers[0].is_cuda else torch.float32],
@@ -164,7 +162,6 @@ def streaming(runner, **case):
         Variant("forward", forward, lambda out: 0.0 if out.isfinite().all() else math.inf),
         *_ours(
             runner,
-            "gram_finish",
             compare,
             lambda out: float(abs(out.cka - exact).max()),
             tolerance,
@@ -188,9 +185,7 @@ def finish(runner, **case):
         into = kernels.Finished(*(k.new_full((size,), torch.nan) for size in sizes))
         return partial(kernels.finish, kernels.Gram(k, k.new_ones(3)), into=into, backend=backend)
 
-    variants = _ours(
-        runner, "finish", call, lambda out: relative_error(out.packed, expected), FLOAT64
-    )
+    variants = _ours(runner, call, lambda out: relative_error(out.packed, expected), FLOAT64)
     size = 8 * n * n  # half a matrix is read, half a matrix is written
     floor = runner.bandwidth and size / runner.bandwidth
     runner.run(variants, size=size, floor=floor, dtype="float64", **case)
@@ -218,7 +213,6 @@ def hsic(runner, *, others=None, **case):
     variants = [
         *_ours(
             runner,
-            "hsic_pairs",
             lambda kernels, backend: partial(kernels.hsic_pairs, a, b, backend=backend),
             error,
             FLOAT64,
@@ -230,7 +224,24 @@ def hsic(runner, *, others=None, **case):
     runner.run(variants, flop=flop, size=size, floor=floor, dtype="float64", **case)
 
 
-def _ours(runner, operation, call, error, tolerance):
+def speed_table(runner, op):
+    """By which fastcka chooses a backend: a table beside the rows, for the package."""
+    try:
+        from fastcka.kernels import measure_speed, speed
+    except ImportError as missing:
+        runner.rows.add(op=op, variant="fastcka", why=f"fastcka is not installed: {missing}")
+        return
+    counts, folder = sorted(runner.scale.counts), runner.rows.path.parent
+    table = measure_speed(runner.device, counts=counts, folder=folder, progress=False)
+    excluded = [row for row in speed.read(table).rows if row.why]
+    runner.healthy &= not excluded
+    for row in excluded:
+        case = {"op": row.operation, "n": row.n, "dtype": row.dtype}
+        runner.rows.add(**case, variant=f"fastcka:{row.backend}", why=row.why)
+    runner.rows.add(op=op, variant="fastcka", note=table.name)
+
+
+def _ours(runner, call, error, tolerance):
     """A variant for every backend of fastcka; those that cannot run here carry the reason."""
     try:
         from fastcka import kernels
@@ -238,8 +249,8 @@ def _ours(runner, operation, call, error, tolerance):
     except ImportError as missing:
         return [Variant("fastcka", None, obstacle=f"fastcka is not installed: {missing}")]
     variants = []
-    for backend in dispatch.ORDER[runner.device.type]:
-        obstacle = dispatch.obstacle(operation, backend, runner.device)
+    for backend in dispatch.BACKENDS:
+        obstacle = dispatch.obstacle(backend, runner.device)
         if obstacle and backend == "triton" and runner.device.type == "cpu":
             continue  # it is for GPUs
         version = None if obstacle else call(kernels, backend)

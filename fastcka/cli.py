@@ -19,7 +19,7 @@ from fastcka.command import WrongOption
 from fastcka.data.cues.factors import CUES, RULES
 from fastcka.data.cues.triggers import KINDS, PLACES
 from fastcka.fingerprints import STORED
-from fastcka.info import describe
+from fastcka.info import describe, measure
 from fastcka.kernels.dispatch import BACKENDS
 from fastcka.kernels.operations import OPERANDS
 from fastcka.measures import OF_LAYERS, OF_PAIRS
@@ -56,9 +56,7 @@ def parser() -> argparse.ArgumentParser:
     _add_data_sets(commands)
     _add_train(commands)
     _add_study(commands)
-    commands.add_parser(
-        "info", help="versions, instruction sets, and which backend runs where and why"
-    ).set_defaults(run=lambda _: print(describe()))
+    _add_info(commands)
     return parser
 
 
@@ -310,6 +308,28 @@ def _seconds(text: str) -> float:
             f"must be a number of seconds from 0 on, but is {text!r}"
         ) from None
     return float(text)
+
+
+def _add_info(commands) -> None:
+    parser = commands.add_parser(
+        "info",
+        help="versions, instruction sets, and which backend runs where and why",
+        description="What is installed, which backend runs each operation on each device, and why "
+        "the others do not.",
+    )
+    parser.set_defaults(run=_run_info)
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="time every backend on the devices here first, so that the fastest that is right runs "
+        "from now on; nothing else should run meanwhile",
+    )
+
+
+def _run_info(options) -> None:
+    if options.measure:
+        measure()
+    print(describe())
 
 
 def _add_study(commands) -> None:

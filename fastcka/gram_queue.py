@@ -90,7 +90,7 @@ def waits(x: torch.Tensor, backend: str | None) -> bool:
     """
     if not on_gpu(x) or x.is_inference():
         return False
-    return dispatch.name_of("gram_finish", x.device, backend) != "torch"
+    return dispatch.name_of("gram_finish", x.device, x.dtype, len(x), backend) != "torch"
 
 
 def on_gpu(x: torch.Tensor) -> bool:

@@ -51,6 +51,7 @@ class GramStack:
         self.summary = new(count, 5)  # of kernels.finish
         # eps of the sums of products, and of the centred Gram matrix made of them
         self.eps = torch.zeros(count, 2, dtype=torch.float64, device="cpu")
+        self.dtype: torch.dtype | None = None  # of the first layer that was reduced here
         self._missing = set(range(count))
 
     @classmethod
@@ -78,6 +79,7 @@ class GramStack:
                 raise _two_devices(row.layers[0], row.packed.device, stack.packed.device)
             for name in ("packed", "diagonal", "row_sums", "summary", "eps"):
                 getattr(stack, name)[index] = getattr(row, name)[0]
+        stack.dtype = first.dtype
         return stack.as_filled()
 
     def as_filled(self) -> "GramStack":
@@ -146,14 +148,16 @@ class GramStack:
         for name, values in zip(Finished._fields, done, strict=True):
             places = [getattr(stack, name)[row] for stack, row, _ in entries]
             torch._foreach_copy_(places, list(values.unbind()))
-        for place, (stack, row, _) in enumerate(entries):
+        for place, (stack, row, x) in enumerate(entries):
             stack.eps[row] = eps[place]
+            stack.dtype = stack.dtype or x.dtype
             stack._missing.discard(row)
 
     def _reduce(self, first: int, activations: Sequence[torch.Tensor]) -> None:
         rows = slice(first, first + len(activations))
         self._finished(activations, Finished(*(part[rows] for part in self._parts)))
         self.eps[rows] = self._eps(activations)
+        self.dtype = self.dtype or activations[0].dtype
         self._missing.difference_update(range(rows.start, rows.stop))
 
     def _finished(

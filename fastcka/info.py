@@ -4,14 +4,22 @@ import platform
 
 import torch
 
-from fastcka.kernels import dispatch, native
-from fastcka.provenance import PACKAGES, installed
+from fastcka.kernels import dispatch, measure_speed, native, speed
+from fastcka.machine import installed
+from fastcka.options import BACKENDS
+from fastcka.provenance import PACKAGES
 
 
 def describe() -> str:
     """The text of `fastcka info`."""
-    sections = [_versions(), _native(), _devices(), _backends()]
+    sections = [_versions(), _native(), _devices(), _measured(), _backends()]
     return "\n\n".join("\n".join(section) for section in sections)
+
+
+def measure() -> None:
+    """`measure_speed` of every kind of device here: `fastcka info --measure`."""
+    for device in _kinds():
+        measure_speed(device)
 
 
 def _versions() -> list[str]:
@@ -49,12 +57,50 @@ def _devices() -> list[str]:
     ]
 
 
-def _backends() -> list[str]:
-    kinds = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    lines = [f"{'operation':<12}{'device':<8}{'backend':<10}"]
-    for kind in kinds:
-        for operation in dispatch.OPERATIONS:
-            for backend, runs, reason in dispatch.explain(operation, torch.device(kind)):
-                mark = "runs" if runs else "not used"
-                lines.append(f"{operation:<12}{kind:<8}{backend:<10}{mark}: {reason}")
+def _measured() -> list[str]:
+    lines = []
+    for device in _kinds():
+        table, path, remarks = speed.known(device)
+        if table is not None:
+            threads = f", {table.threads} threads" if table.threads else ""
+            lines.append(f"{f'speed of {device}':<18}measured {table.date}{threads}: {path}")
+        else:
+            lines.append(
+                f"{f'speed of {device}':<18}nothing was measured on this {_KIND[device.type]} yet; "
+                "`fastcka info --measure` does so"
+            )
+        lines += [f"{'':<18}{remark}" for remark in remarks]
     return lines
+
+
+_KIND = {"cpu": "CPU", "cuda": "GPU"}
+
+
+def _kinds() -> list[torch.device]:
+    """The CPU, and of GPUs with the same name the first."""
+    indices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    first: dict[str, torch.device] = {}
+    for index in indices:
+        first.setdefault(torch.cuda.get_device_name(index), torch.device("cuda", index))
+    return [torch.device("cpu"), *first.values()]
+
+
+def _backends() -> list[str]:
+    lines = [f"{'operation':<12}{'device':<8}{'backend':<10}"]
+    for device in _kinds():
+        barred = [name for name in BACKENDS if dispatch.obstacle(name, device)]
+        for operation in dispatch.OPERATIONS:
+            where = f"{operation:<12}{device!s:<8}"
+            cases = speed.cases(operation, device)
+            for dtype, n in cases:
+                rows = dispatch.explain(operation, device, dtype, n)
+                told = [_told(*row) for row in rows if row[1] or row[0] not in barred]
+                lines.append(f"{where}{speed.dtype_name(dtype):<10}{'; '.join(told)}")
+            for row in dispatch.explain(operation, device):
+                if row[0] in barred or not cases:
+                    lines.append(where + _told(f"{row[0]:<9}", *row[1:]))
+    return lines
+
+
+def _told(backend: str, runs: bool, reason: str) -> str:
+    return f"{backend} {'runs' if runs else 'not used'}: {reason}"

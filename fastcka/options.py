@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 ESTIMATORS = ("unbiased", "biased")
 GRAMS = ("linear", "rbf")
+BACKENDS = ("native", "triton", "torch")
 
 
 def check_options(estimator: str, gram: str, bandwidth: float | None) -> None:

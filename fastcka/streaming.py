@@ -252,7 +252,7 @@ class MinibatchCKA:
             images = image_names(images, n)
         block = self._block_of(stacks, n)
         beside = {kind: sums.of(stacks, n, number) for kind, sums in self._beside.items()}
-        ran_on = _where_it_ran(next(iter(stacks.values())).packed.device, self.backend)
+        ran_on = _where_it_ran(next(iter(stacks.values())), self.backend)
         # All is computed: from here on nothing fails.
         for model, stack in stacks.items():
             self._totals[model].add(stack, number)
@@ -569,8 +569,12 @@ def pairs_of(
     return [pair for pair in every if pair in wanted]
 
 
-def _where_it_ran(device: torch.device, backend: str | None) -> dict:
-    name = dispatch.name_of("gram", device, backend)
+def _where_it_ran(stack: GramStack, backend: str | None) -> dict:
+    device, dtype = stack.packed.device, stack.dtype
+    operation = "gram_finish" if stack.gram == "linear" else "gram"
+    if dtype is None:  # reduced elsewhere: nothing but products was left to do
+        operation, dtype = "hsic_pairs", stack.packed.dtype
+    name = dispatch.name_of(operation, device, dtype, stack.n, backend)
     return {
         "device": str(device),
         "backend": name,

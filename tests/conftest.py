@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastcka.kernels import dispatch
+from fastcka.kernels import dispatch, speed
 
 # Deterministic mode asks this of cuBLAS.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -33,9 +33,13 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
-def same_start(monkeypatch):
-    """Fixed seeds, memory that is NaN until written, and no backend named from outside."""
+def same_start(monkeypatch, tmp_path_factory):
+    """Fixed seeds, memory that is NaN until written, no backend named or measured elsewhere."""
     monkeypatch.delenv("FASTCKA_BACKEND", raising=False)
+    nothing = tmp_path_factory.getbasetemp() / "nothing"
+    monkeypatch.setenv("FASTCKA_CACHE", str(nothing))
+    monkeypatch.setattr(speed, "SHIPPED", nothing)
+    speed.forget()
     torch.manual_seed(0)
     np.random.seed(0)
     # In deterministic mode torch fills empty tensors with NaN: what a kernel forgets is seen.
@@ -48,7 +52,7 @@ def same_start(monkeypatch):
 def version(request):
     """A backend and the device it runs on, in force for the test."""
     backend, device = request.param
-    reason = dispatch.obstacle("gram", backend, torch.device(device))
+    reason = dispatch.obstacle(backend, torch.device(device))
     if reason:
         pytest.fail(f"{backend} on {device}: {reason}")
     with dispatch.using(backend):

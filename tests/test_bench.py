@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastcka.kernels import native
+from fastcka.kernels import dispatch, native, speed
 from fastcka.maths import finish as define_finish
 from fastcka.maths import gram as define_gram
 
@@ -170,9 +170,29 @@ def test_rows_are_appended_and_what_is_left_out_is_named(smoke, first):
     assert code == 0
     assert added != smoke.output.read_text()
     rows = [json.loads(line) for line in added.splitlines()]
-    assert {row["op"] for row in rows} == {"rates", "tests", *OPERATIONS}
+    assert {row["op"] for row in rows} == {"rates", "tests", "speed_table", *OPERATIONS}
     assert {row["why"] for row in rows} == {"left out: the time was up"}
-    assert "Left out, as 0 minutes were up: rates; tests; gram one 16 100" in printed
+    assert "Left out, as 0 minutes were up: rates; tests; speed_table; gram one 16 100" in printed
+
+
+def test_a_table_that_decides_what_runs_lies_beside_the_rows(smoke, first):
+    (row,) = (row for row in first[1] if row["op"] == "speed_table")
+    table = speed.read(smoke.output.with_name(row["note"]))
+    assert {row.operation for row in table.rows} == set(dispatch.OPERATIONS)
+    assert {row.n for row in table.rows} == {16}
+
+
+def test_a_backend_that_is_wrong_is_named_beside_the_table(bench, runner, monkeypatch):
+    def wrong(a, b, out):
+        out.fill_(1.0)
+
+    monkeypatch.setitem(dispatch.OPERATIONS["hsic_pairs"], "native", wrong)
+    bench("measurements").speed_table(runner, "speed_table")
+    assert not runner.healthy
+    first, last = rows_of(runner.rows.path)
+    assert (first["op"], first["n"], first["variant"]) == ("hsic_pairs", 16, "fastcka:native")
+    assert first["why"].startswith("wrong: its error is")
+    assert last["note"].endswith(".json")
 
 
 def test_gpu_tests_are_counted_and_a_failure_is_no_success(bench, smoke, first, tmp_path):

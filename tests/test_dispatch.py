@@ -9,20 +9,24 @@ from fastcka.kernels import dispatch, gram, native, torch_gram
 CPU = torch.device("cpu")
 
 
+def gram_by(backend=None):
+    return dispatch.choose("gram", CPU, torch.float32, 64, backend)
+
+
 def test_the_argument_wins_over_the_block_over_the_environment(monkeypatch):
-    assert dispatch.choose("gram", CPU) is native.gram
+    assert gram_by() is native.gram
     monkeypatch.setenv("FASTCKA_BACKEND", "torch")
-    assert dispatch.choose("gram", CPU) is torch_gram.gram
+    assert gram_by() is torch_gram.gram
     with dispatch.using("native"):
-        assert dispatch.choose("gram", CPU) is native.gram
-        assert dispatch.choose("gram", CPU, "torch") is torch_gram.gram
-    assert dispatch.choose("gram", CPU) is torch_gram.gram
+        assert gram_by() is native.gram
+        assert gram_by("torch") is torch_gram.gram
+    assert gram_by() is torch_gram.gram
 
 
 def test_a_block_ends_with_an_exception():
     with pytest.raises(KeyError), dispatch.using("torch"):
         raise KeyError
-    assert dispatch.choose("gram", CPU) is native.gram
+    assert gram_by() is native.gram
 
 
 def test_every_operation_and_device_has_a_backend_that_runs():
@@ -48,9 +52,9 @@ def test_a_backend_that_is_not_installed_is_an_error_by_name_and_a_warning_other
 def test_a_device_without_native_kernels_is_an_error_by_name():
     if not torch.cuda.is_available():
         with pytest.raises(RuntimeError, match=r"there is no GPU|was built without CUDA"):
-            dispatch.choose("gram", torch.device("cuda"), "native")
+            dispatch.choose("gram", torch.device("cuda"), torch.float16, 64, "native")
     with pytest.raises(RuntimeError, match="no native kernels for mps"):
-        dispatch.choose("gram", torch.device("mps"), "native")
+        dispatch.choose("gram", torch.device("mps"), torch.float16, 64, "native")
 
 
 @pytest.mark.parametrize("isa", native.module.build_info()["isas"] if native.module else [])

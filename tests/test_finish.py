@@ -38,7 +38,7 @@ def test_finish_is_the_centred_packed_triangle(version, estimator, n):
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("n", [4, 5, 33, 128, 1030])
 def test_the_cuda_version_equals_the_cpu_version_on_any_stream_and_repeats_its_bits(estimator, n):
-    reason = dispatch.obstacle("finish", "native", torch.device("cuda"))
+    reason = dispatch.obstacle("native", torch.device("cuda"))
     if reason:
         pytest.skip(reason)
     batch, _ = some_gram(n, torch.device("cpu"))

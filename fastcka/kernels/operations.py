@@ -1,5 +1,6 @@
 """The operations as the rest of the package calls them: checks, allocates, dispatches."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -80,7 +81,8 @@ def gram(
     operand = resolve_operand(operand_dtype(operand), rows)
     k = torch.empty(rows.shape[0], rows.shape[0], dtype=torch.float64, device=rows.device)
     stats = torch.empty(3, dtype=torch.float64, device=rows.device)
-    dispatch.choose("gram", rows.device, backend)(rows, operand, k, stats)
+    version = dispatch.choose("gram", rows.device, rows.dtype, len(rows), backend)
+    version(rows, operand, k, stats)
     return Gram(k, stats)
 
 
@@ -123,7 +125,8 @@ def finish(
     length = packed_length(n, estimator)
     if into is None:
         into = Finished(*(batch.k.new_empty(size) for size in (length, n, n, 5)))
-    dispatch.choose("finish", batch.k.device, backend)(*batch, *into, estimator)
+    version = dispatch.choose("finish", batch.k.device, batch.k.dtype, n, backend)
+    version(*batch, *into, estimator)
     return into
 
 
@@ -183,7 +186,8 @@ def gram_finish(
     if into is None:
         shape = {"dtype": torch.float64, "device": first.device}
         into = Finished(*(torch.empty(len(rows), size, **shape) for size in (length, n, n, 5)))
-    version = dispatch.choose("gram_finish", first.device, backend)
+    # By the type of the first: each version takes layers of any.
+    version = dispatch.choose("gram_finish", first.device, first.dtype, n, backend)
     version(rows, operands, *into, estimator)
     return into
 
@@ -223,7 +227,8 @@ def hsic_pairs(
     if b.device != a.device:
         raise RuntimeError(f"`a` is on {a.device} and `b` on {b.device}; move one to the other")
     out = a.new_empty(a.shape[0], b.shape[0])
-    dispatch.choose("hsic_pairs", a.device, backend)(a, b, out)
+    n = math.isqrt(2 * a.shape[1])  # or one more or less: a row is half of a matrix
+    dispatch.choose("hsic_pairs", a.device, a.dtype, n, backend)(a, b, out)
     return out
 
 
