@@ -168,7 +168,10 @@ def others():
     pack |= {"diagonal_stride": "i32", "row_sums_stride": "i32"}
     summary = {"squares": "*fp64", "diagonal": "*fp64", "stats": "*fp64", "summary": "*fp64"}
     summary |= n | {"blocks": "i32", "diagonal_stride": "i32", "summary_stride": "i32"}
-    for columns in (64, 256, 2048):
+    whole = {
+        name: kind for name, kind in (pack | summary).items() if name not in ("sums", "squares")
+    }
+    for columns in (8, 64, 256, 2048):
         size = {"COLUMNS": columns}
         yield f"recentre-{columns}", triton_gram.recentre_kernel, sums, size
         yield f"row-sums-{columns}", triton_finish.row_sums_kernel, sums, size
@@ -176,8 +179,10 @@ def others():
             kind = "-pivoted" * pivoted
             for biased in (False, True):
                 constants = size | {"BIASED": biased, "PIVOTED": pivoted}
-                name = f"pack-{columns}{kind}{'-biased' * biased}"
-                yield name, triton_finish.centre_and_pack_kernel, pack, constants
+                name = f"{columns}{kind}{'-biased' * biased}"
+                yield f"pack-{name}", triton_finish.centre_and_pack_kernel, pack, constants
+                if columns <= triton_finish.WHOLE:
+                    yield f"finish-{name}", triton_finish.finish_kernel, whole, constants
             constants = size | {"PIVOTED": pivoted}
             yield f"summary-{columns}{kind}", triton_finish.summary_kernel, summary, constants
     hsic = {name: "*fp64" for name in ("a", "b", "partials")}
@@ -193,7 +198,8 @@ def others():
 def test_the_other_kernels_spill_nothing(tmp_path, kernel, gpu):
     _, function, signature, constants = kernel
     pointers = [name for name, kind in signature.items() if kind.startswith("*")]
-    binary = compiled(function, gpu, signature, constants, pointers)
+    options = {"num_warps": 16} if function is triton_finish.finish_kernel else {}
+    binary = compiled(function, gpu, signature, constants, pointers, **options)
     check_resources(binary, gpu, tmp_path)
 
 

@@ -9,9 +9,17 @@ import itertools
 import pytest
 import torch
 from data import as_float64
-from tolerance import CKA, UNIT, gram_entry
+from tolerance import CKA, REORDERED, UNIT, assert_close, gram_entry
 
-from fastcka.kernels import dispatch, gpu_gram, gram, gram_finish, triton_launch
+from fastcka.kernels import (
+    dispatch,
+    finish,
+    gpu_gram,
+    gram,
+    gram_finish,
+    triton_finish,
+    triton_launch,
+)
 from fastcka.kernels.triton_launch import GFX942, SM80, SM90, SM100, tiles
 from fastcka.maths import gram as definition
 
@@ -122,6 +130,21 @@ def test_joint_and_separate_runs_agree_and_each_repeats_its_bits():
     for row, x in enumerate(layers):
         alone = gram_finish([x], operand="fp16").packed[0]
         assert (alone - first.packed[row]).norm() <= 1e-6 * alone.norm()
+
+
+@pytest.mark.parametrize("estimator", ["unbiased", "biased"])
+def test_a_program_a_matrix_and_a_program_a_row_finish_alike(monkeypatch, estimator):
+    layers = [torch.randn(9, p, dtype=torch.float16) + 3 for p in (8, 1000, 77)]
+    whole = gram_finish(layers, estimator=estimator)
+    monkeypatch.setattr(triton_finish, "WHOLE", 0)
+    by_rows = gram_finish(layers, estimator=estimator)
+    # The common row that was subtracted, and rows less their mean: one matrix, by two routes.
+    recentred = [finish(gram(x), estimator=estimator) for x in layers]
+    recentred = [torch.stack(parts) for parts in zip(*recentred, strict=True)]
+    for one, *others in zip(whole, by_rows, recentred, strict=True):
+        for other in others:
+            scale = one.abs().amax(1, keepdim=True).clamp_min(1)
+            assert_close((one - other) / scale, torch.zeros_like(one), REORDERED)
 
 
 def test_layers_of_all_types_go_together():
