@@ -8,7 +8,6 @@ Exit code 0: all is well. 1: a test failed or a variant was wrong. 2: there is n
 """
 
 import argparse
-import re
 import sys
 import time
 from functools import partial
@@ -19,7 +18,7 @@ import torch
 from cases import FULL, SMOKE
 from gpu_tests import run_gpu_tests
 from provenance import ROOT, provenance
-from rows import Rows
+from rows import Rows, result_file
 from runner import Runner, failed
 
 
@@ -35,7 +34,7 @@ def main(arguments=None):
     deadline = start + 60 * options.minutes
     device = torch.device(options.device, 0 if options.device == "cuda" else None)
     source = provenance(device)
-    rows = Rows(options.output or _result_file(source["device"]), source)
+    rows = Rows(options.output or result_file(source["device"]), source)
     runner = Runner(device, SMOKE if options.smoke else FULL, rows)
     left_out = []
     try:
@@ -99,11 +98,6 @@ def _tests(runner, folder, deadline, op):
     note, passed = run_gpu_tests(folder, (deadline - time.monotonic()) / 2)
     runner.rows.add(op=op, variant="pytest", note=note)
     runner.healthy &= passed
-
-
-def _result_file(device):
-    name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-    return ROOT / "bench" / "results" / f"{name}.jsonl"
 
 
 def _options(arguments):

@@ -1,8 +1,10 @@
 """Rows of results: one JSON line a measurement, written at once, and the table at the end."""
 
 import json
+import re
 
 import torch
+from provenance import ROOT
 
 KEYS = (
     *("op", "variant", "shape", "n", "p", "layers", "dtype", "operand", "threads"),
@@ -12,6 +14,12 @@ KEYS = (
     *("why", "note"),  # why there is no time; anything else worth knowing
 )
 CASE = KEYS[:1] + KEYS[2:9]
+
+
+def result_file(device, ending=""):
+    """Where the rows of a device are kept."""
+    name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    return ROOT / "bench" / "results" / f"{name}{ending}.jsonl"
 
 
 class Rows:

@@ -1,5 +1,6 @@
 """What Triton's compiler makes of every kernel, for GPUs that need not be here."""
 
+import importlib
 import re
 import subprocess
 import sys
@@ -143,6 +144,19 @@ def test_products_use_the_tensor_cores_and_spill_nothing(tmp_path, case):
         assert re.search(r"\bUTMALDG", code)
     elif aligned and target is not GFX942:  # on their way to shared memory, 16 bytes at once
         assert re.search(r"LDGSTS\.E.*\.128", code)
+
+
+@pytest.mark.slow
+def test_settings_that_a_gpu_is_to_choose_from_are_compiled_without_spills(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "bench"))
+    for n, tile, setting, _ in importlib.import_module("gpu_settings").candidates():
+        target = SM90._replace(narrow=SM90.narrow | {tile: setting})
+        constants, setting = triton_launch.products_constants(
+            target, tile, FP16, FP16, decided=n >= triton_launch.DECIDED
+        )
+        binary = compiled_products(target, constants, setting, FP16)
+        check_resources(binary, SM90.name, tmp_path)
+        assert setting.programs * binary.metadata.shared <= SHARED[SM90.name] << 10, setting
 
 
 def others():

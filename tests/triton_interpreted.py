@@ -4,7 +4,9 @@ It is chosen when Triton is imported, for the whole process: `test_triton.py` st
 run one after the other, so what is wrong between them does not show here.
 """
 
+import importlib
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -186,3 +188,20 @@ def test_every_pair_of_dtype_and_operand_has_constants():
             constants, setting = triton_launch.products_constants(target, tile, dtype, operand)
             assert gpu_gram.PADDING % setting.step == 0
             assert constants["CHUNK"] % setting.step == 0
+
+
+def test_settings_take_turns_and_are_checked(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "bench"))
+    settings, cases, rows, runner = map(
+        importlib.import_module, ("gpu_settings", "cases", "rows", "runner")
+    )
+    some = [case for case in settings.candidates() if case[0] == 64][:2]
+    monkeypatch.setattr(settings, "candidates", lambda: some)
+    found = rows.Rows(None, {})
+    device = torch.device("cpu")
+    settings.measure(runner.Runner(device, cases.SMOKE, found), "some", 64, 256, 2, 30.0)
+    assert [row["variant"] for row in found.all] == [
+        "square 64 64 128 4 4 2 False",
+        "square 64 64 128 4 3 3 False",
+    ]
+    assert all(row["median_us"] > 0 and row["error"] < 2e-4 for row in found.all)
