@@ -479,30 +479,36 @@ void cuda_recentre(py::handle k_, py::handle means_) {
 }
 
 void cuda_finish(py::handle k_, py::handle stats_, py::handle packed_, py::handle diagonal_,
-                 py::handle row_sums_, py::handle summary_, py::handle squares_, bool biased) {
+                 py::handle row_sums_, py::handle summary_, py::handle sums_, py::handle squares_,
+                 bool biased, bool pivoted) {
   const View k(k_, "k", 2), stats(stats_, "stats", 2), packed(packed_, "packed", 2);
   const View diagonal(diagonal_, "diagonal", 2), row_sums(row_sums_, "row_sums", 2);
-  const View summary(summary_, "summary", 2), squares(squares_, "squares", 2);
+  const View summary(summary_, "summary", 2), sums(sums_, "sums", 2);
+  const View squares(squares_, "squares", 2);
   const int64_t layers = stats.rows(), n = k.columns();
-  const Device device(k, {&stats, &packed, &diagonal, &row_sums, &summary, &squares});
+  const Device device(k, {&stats, &packed, &diagonal, &row_sums, &summary, &sums, &squares});
   packed.needs_shape(layers, packed_length(n, biased));
   diagonal.needs_shape(layers, n);
   row_sums.needs_shape(layers, n);
   summary.needs_shape(layers, 5);
+  if (!pivoted) stats.needs_shape(layers, 3);
   for (const View* view : {&packed, &diagonal, &row_sums, &summary}) view->needs_float64();
-  packed.needs_own_memory({&k, &stats, &diagonal, &row_sums, &summary, &squares});
-  diagonal.needs_own_memory({&k, &stats, &row_sums, &summary, &squares});
-  row_sums.needs_own_memory({&k, &stats, &summary, &squares});
-  summary.needs_own_memory({&k, &stats, &squares});
+  packed.needs_own_memory({&k, &stats, &diagonal, &row_sums, &summary, &sums, &squares});
+  diagonal.needs_own_memory({&k, &stats, &row_sums, &summary, &sums, &squares});
+  row_sums.needs_own_memory({&k, &stats, &summary, &sums, &squares});
+  summary.needs_own_memory({&k, &stats, &sums, &squares});
   cuda::FinishAllArgs args;
   args.k = address<double>(k, kDLFloat, layers * n * n);
-  args.stats = address<double>(stats, kDLFloat, layers * 3);
+  args.blocks = stats.columns();
+  args.stats = address<double>(stats, kDLFloat, layers * args.blocks);
+  args.pivoted = pivoted;
   args.out = {reinterpret_cast<double*>(packed.data), reinterpret_cast<double*>(diagonal.data),
               reinterpret_cast<double*>(row_sums.data), reinterpret_cast<double*>(summary.data)};
   args.packed_stride = packed.row_stride();
   args.diagonal_stride = diagonal.row_stride();
   args.row_sums_stride = row_sums.row_stride();
   args.summary_stride = summary.row_stride();
+  args.sums = address<double>(sums, kDLFloat, layers * n * 2);
   args.squares = address<double>(squares, kDLFloat, layers * n * 2);
   args.layers = layers;
   args.n = n;

@@ -178,9 +178,12 @@ struct RecentreArgs {
 
 struct FinishAllArgs {
   const double* k;      // [layers, n, n], only j <= i is read
-  const double* stats;  // [layers, 3]
+  const double* stats;  // [layers, blocks]: of gram; of `sample` the norms, where `pivoted`
+  int64_t blocks;
+  bool pivoted;         // k is of rows less a common row other than their mean
   Finished out;         // of the first layer
   int64_t packed_stride, diagonal_stride, row_sums_stride, summary_stride;
+  double* sums;         // [layers, n, 2], a workspace
   double* squares;      // [layers, n, 2], a workspace
   int64_t layers, n;
   Estimator estimator;

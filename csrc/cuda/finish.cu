@@ -3,6 +3,10 @@
 // Three launches: row sums, centre and pack (a block a row and layer), summary (a block a layer).
 // Every sum is taken in one fixed order, so the same input gives the same bits. float64; a layer
 // takes 2 n^2 values read and n^2 / 2 written.
+//
+// A Gram matrix of rows less some common row is as good as one of rows less their mean: its entries
+// are k_ij - m_i - m_j + m, with m_i and m the means of its rows and of all, and its rows sum to 0,
+// the diagonal included.
 #include "block_sum.h"
 #include "launch.h"
 
@@ -12,12 +16,25 @@ namespace {
 
 constexpr int kThreads = 128;  // a row is 4 to 2048 values long
 
-__device__ inline double own_sum(const FinishAllArgs& args, int64_t row) {
-  const int64_t layer = blockIdx.y;
-  const double sum = args.out.row_sums[layer * args.row_sums_stride + row];
-  if (args.estimator == Estimator::unbiased) return sum;
-  return sum + args.out.diagonal[layer * args.diagonal_stride + row];
-}
+// A row of the whole symmetric matrix that is finished.
+struct Row {
+  double mean;  // what its entries lose, so that the matrix is around the mean: 0 where it is
+  double diagonal, hollow;  // hollow: its sum without the diagonal
+
+  // mean_of_all: of all entries of k; read where k is of rows less another common row.
+  __device__ Row(const FinishAllArgs& args, int64_t row, double mean_of_all) : mean(0) {
+    const double* sums = args.sums + 2 * (int64_t(blockIdx.y) * args.n + row);
+    hollow = sums[0];
+    diagonal = sums[1];
+    if (args.pivoted) {
+      mean = (hollow + diagonal) / double(args.n);
+      diagonal = diagonal - 2 * mean + mean_of_all;
+      hollow = -diagonal;
+    }
+  }
+  // Of the entries that the estimator takes.
+  __device__ double sum(bool biased) const { return biased ? hollow + diagonal : hollow; }
+};
 
 __global__ void row_sums_kernel(FinishAllArgs args) {
   __shared__ double shared[kThreads];
@@ -28,8 +45,9 @@ __global__ void row_sums_kernel(FinishAllArgs args) {
     if (j != i) sum += j < i ? k[i * n + j] : k[j * n + i];
   sum = block_sum(sum, shared);
   if (threadIdx.x == 0) {
-    args.out.row_sums[layer * args.row_sums_stride + i] = sum;
-    args.out.diagonal[layer * args.diagonal_stride + i] = k[i * n + i];
+    double* sums = args.sums + 2 * (layer * n + i);
+    sums[0] = sum;
+    sums[1] = k[i * n + i];
   }
 }
 
@@ -38,25 +56,31 @@ __global__ void centre_and_pack_kernel(FinishAllArgs args) {
   const bool biased = args.estimator == Estimator::biased;
   const int64_t i = blockIdx.x, layer = blockIdx.y;
   const double n = double(args.n);
-  double total = 0;
-  for (int64_t j = threadIdx.x; j < args.n; j += kThreads) total += own_sum(args, j);
+  double mean = 0, total = 0;
+  if (args.pivoted) {
+    for (int64_t j = threadIdx.x; j < args.n; j += kThreads) mean += Row(args, j, 0).mean;
+    mean = block_sum(mean, shared) / n;
+  }
+  for (int64_t j = threadIdx.x; j < args.n; j += kThreads) total += Row(args, j, mean).sum(biased);
   total = block_sum(total, shared);
   const double per_row = biased ? 1 / n : 1 / (n - 2);
   const double grand = biased ? total / (n * n) : total / ((n - 1) * (n - 2));
-  const double own = own_sum(args, i);
+  const Row own(args, i, mean);
   double* packed =
       args.out.packed + layer * args.packed_stride + (biased ? i * (i + 1) / 2 : i * (i - 1) / 2);
   const double* row = args.k + (layer * args.n + i) * args.n;
   double centred = 0, hollow = 0;
   for (int64_t j = threadIdx.x; j < i; j += kThreads) {
-    const double value =
-        1.41421356237309504880 * (row[j] - (own + own_sum(args, j)) * per_row + grand);
+    const Row other(args, j, mean);
+    const double entry = row[j] - own.mean - other.mean + mean;
+    const double sums = (own.sum(biased) + other.sum(biased)) * per_row;
+    const double value = 1.41421356237309504880 * (entry - sums + grand);
     packed[j] = value;
     centred += value * value;
-    hollow += 2 * row[j] * row[j];
+    hollow += 2 * entry * entry;
   }
   if (biased && threadIdx.x == 0) {
-    packed[i] = row[i] - 2 * own * per_row + grand;
+    packed[i] = own.diagonal - 2 * own.sum(biased) * per_row + grand;
     centred += packed[i] * packed[i];
   }
   centred = block_sum(centred, shared);
@@ -65,6 +89,8 @@ __global__ void centre_and_pack_kernel(FinishAllArgs args) {
     double* squares = args.squares + 2 * (layer * args.n + i);
     squares[0] = centred;
     squares[1] = hollow;
+    args.out.row_sums[layer * args.row_sums_stride + i] = own.hollow;
+    args.out.diagonal[layer * args.diagonal_stride + i] = own.diagonal;
   }
 }
 
@@ -73,23 +99,37 @@ __global__ void summary_kernel(FinishAllArgs args) {
   const int64_t layer = blockIdx.x;
   const double* squares = args.squares + 2 * layer * args.n;
   const double* diagonals = args.out.diagonal + layer * args.diagonal_stride;
-  const double* stats = args.stats + 3 * layer;
-  double centred = 0, hollow = 0, diagonal = 0;
+  const double* stats = args.stats + layer * args.blocks;
+  double centred = 0, hollow = 0, diagonal = 0, spread = 0, norm = 0;
   for (int64_t i = threadIdx.x; i < args.n; i += kThreads) {
     centred += squares[2 * i];
     hollow += squares[2 * i + 1];
     diagonal += diagonals[i] * diagonals[i];
+    spread += diagonals[i];
   }
   centred = block_sum(centred, shared);
   hollow = block_sum(hollow, shared);
   diagonal = block_sum(diagonal, shared);
+  if (args.pivoted) {
+    for (int64_t i = threadIdx.x; i < args.blocks; i += kThreads) norm += stats[i];
+    norm = block_sum(norm, shared);
+    spread = block_sum(spread, shared);
+  }
   if (threadIdx.x == 0) {
-    const double n = double(args.n), common = n * stats[0];
+    const double n = double(args.n);
+    double whole = n * norm;
+    if (!(whole > spread)) whole = spread;  // the norms are those of few rows; NaN where it is
+    double common = whole - spread;
+    if (!args.pivoted) {
+      common = n * stats[0];
+      whole = stats[1];
+      spread = stats[2];
+    }
     double* summary = args.out.summary + layer * args.summary_stride;
     summary[0] = centred;
     summary[1] = hollow;
-    summary[2] = stats[2];
-    summary[3] = stats[1];
+    summary[2] = spread;
+    summary[3] = whole;
     // As a ratio of roots: the square of the raw norm may leave float64 where its root does not.
     summary[4] =
         sqrt(hollow + diagonal + common * common) / n / sqrt(centred / (n * (n - 1)));

@@ -77,22 +77,23 @@ def gram(x, operand, k, stats) -> None:
 
 
 def gram_finish(layers, operands, packed, diagonal, row_sums, summary, estimator: str) -> None:
-    n = len(layers[0])
-    k, stats = packed.new_empty(len(layers), n, n), packed.new_empty(len(layers), 3)
-    gpu_gram.gram_all(_Batch, layers, operands, k, stats)
-    _finish(k, stats, packed, diagonal, row_sums, summary, estimator)
+    out = packed, diagonal, row_sums, summary
+    gpu_gram.gram_finish_all(_Batch, _finish, layers, operands, out, estimator)
 
 
 def finish(k, stats, packed, diagonal, row_sums, summary, estimator: str) -> None:
     _finish(*(part[None] for part in (k, stats, packed, diagonal, row_sums, summary)), estimator)
 
 
-def _finish(k, stats, packed, diagonal, row_sums, summary, estimator: str) -> None:
-    """finish of layers [L, ...]."""
-    squares = k.new_empty(len(k), 2 * k.shape[1])
+def _finish(
+    k, stats, packed, diagonal, row_sums, summary, estimator: str, pivoted: bool = False
+) -> None:
+    """finish of layers [L, ...]. pivoted: of what `gpu_gram.Batch.multiply` leaves and returns."""
+    sums, squares = (k.new_empty(len(k), 2 * k.shape[1]) for _ in range(2))
     out = packed, diagonal, row_sums, summary
-    k = k.contiguous().flatten(0, 1)
-    native.module.cuda_finish(k, stats.contiguous(), *out, squares, estimator == "biased")
+    k, stats = k.contiguous().flatten(0, 1), stats.contiguous()
+    biased = estimator == "biased"
+    native.module.cuda_finish(k, stats, *out, sums, squares, biased, pivoted)
 
 
 def hsic_pairs(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:

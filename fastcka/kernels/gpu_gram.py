@@ -149,6 +149,40 @@ def gram_all(
             put_back(some_stats, stats, members)
 
 
+def gram_finish_all(
+    batch_of: type[Batch],
+    finish_all: Callable[..., None],
+    layers: Sequence[torch.Tensor],
+    operands: Sequence[torch.dtype],
+    out: Sequence[torch.Tensor],
+    estimator: str,
+) -> None:
+    """gram and finish of layers of the same examples: one launch of each kernel for all of a kind.
+
+    Args:
+        finish_all: Called with k [L, n, n], stats, the parts of `out`, the estimator and, where k
+            and stats are what `Batch.multiply` leaves and returns, pivoted=True.
+        out: packed, diagonal, row_sums and summary, a row a layer.
+    """
+    n = len(layers[0])
+    for members, batch in batches(batch_of, layers, operands):
+        alone = len(members) == len(layers)
+        some = out if alone else [part.new_empty(len(members), part.shape[1]) for part in out]
+        k = out[0].new_empty(len(members), n, n)
+        if batch is None:
+            stats = k.new_empty(len(members), 3)
+            for row, layer in enumerate(members):
+                torch_gram.gram(layers[layer], operands[layer], k[row], stats[row])
+            finish_all(k, stats, *some, estimator)
+        else:
+            with torch.cuda.device_of(k):
+                stats = batch.multiply(k)
+            finish_all(k, stats, *some, estimator, pivoted=True)
+        if not alone:
+            for part, of_all in zip(some, out, strict=True):
+                put_back(part, of_all, members)
+
+
 def put_back(some: torch.Tensor, of_all: torch.Tensor, members: list[int]) -> None:
     """Rows of some layers to where they belong."""
     (places,) = on_device(of_all.device, _alone, tuple(members))

@@ -7,6 +7,7 @@
 // outputs, workspaces and what lies between rows hold NaN beforehand.
 #include <algorithm>
 #include <cstdlib>
+#include <numeric>
 #include <string>
 
 #include "../../csrc/kernels.h"
@@ -348,42 +349,60 @@ void check_grams() {
   }
 }
 
-void check_finish(int64_t layers, int64_t n, bool biased) {
-  context = "finish, n=" + std::to_string(n) + (biased ? ", biased" : ", unbiased");
+// blocks: of norms, of rows less a common row; 0 of rows less their mean.
+void check_finish(int64_t layers, int64_t n, bool biased, int64_t blocks) {
+  const bool pivoted = blocks > 0;
+  context = "finish, n=" + std::to_string(n) + (biased ? ", biased" : ", unbiased") +
+            (pivoted ? ", pivoted" : "");
   const int64_t length = biased ? n * (n + 1) / 2 : n * (n - 1) / 2;
-  const Array<double> k(layers * n * n), stats(layers * 3), squares(layers * n * 2);
+  const Array<double> k(layers * n * n), stats(layers * (pivoted ? blocks : 3)),
+      sums_space(layers * n * 2), squares(layers * n * 2);
   for (int64_t row = 0; row < layers * n; ++row)
     for (int64_t c = 0; c <= row % n; ++c) k.get()[row * n + c] = random_normal() + 1;
-  for (int64_t i = 0; i < layers * 3; ++i) stats.get()[i] = std::fabs(random_normal());
+  for (int64_t i = 0; i < stats.count; ++i) stats.get()[i] = std::fabs(random_normal());
   const Array<double> packed(layers * length + 1), diagonal(layers * n), row_sums(layers * n),
       summary(layers * 5);
   FinishAllArgs args;
   args.k = k.get();
   args.stats = stats.get();
+  args.blocks = stats.count / layers;
+  args.pivoted = pivoted;
   args.out = {packed.get() + 1, diagonal.get(), row_sums.get(), summary.get()};
   args.packed_stride = length;
   args.diagonal_stride = args.row_sums_stride = n;
   args.summary_stride = 5;
+  args.sums = sums_space.get();
   args.squares = squares.get();
   args.layers = layers;
   args.n = n;
   args.estimator = biased ? Estimator::biased : Estimator::unbiased;
   cuda::finish(args, 0, nullptr);
   for (int64_t layer = 0; layer < layers; ++layer) {
+    const double size = double(n);
     const double* mine = k.get() + layer * n * n;
-    const auto at = [=](int64_t r, int64_t c) { return r < c ? mine[c * n + r] : mine[r * n + c]; };
-    Doubles sums(size_t(n), 0.0), own, centred;
-    double total = 0, hollow = 0, trace = 0, norm = 0;
+    Doubles means(size_t(n), 0.0);
+    double mean = 0;
+    for (int64_t r = 0; r < n && pivoted; ++r) {
+      for (int64_t c = 0; c < n; ++c)
+        means[size_t(r)] += mine[r < c ? c * n + r : r * n + c] / size;
+      mean += means[size_t(r)] / size;
+    }
+    const auto at = [&](int64_t r, int64_t c) {
+      return mine[r < c ? c * n + r : r * n + c] - means[size_t(r)] - means[size_t(c)] + mean;
+    };
+    Doubles sums(size_t(n), 0.0), diagonals, own, centred;
+    double total = 0, hollow = 0, trace = 0, spread = 0, norm = 0;
     for (int64_t r = 0; r < n; ++r) {
       for (int64_t c = 0; c < n; ++c) {
         if (c != r) sums[size_t(r)] += at(r, c);
         if (c != r) hollow += at(r, c) * at(r, c);
       }
       trace += at(r, r) * at(r, r);
+      spread += at(r, r);
+      diagonals.push_back(at(r, r));
       own.push_back(sums[size_t(r)] + (biased ? at(r, r) : 0));
       total += own.back();
     }
-    const double size = double(n);
     for (int64_t r = 0; r < n; ++r)
       for (int64_t c = 0; c < r + biased; ++c) {
         const double value =
@@ -398,13 +417,20 @@ void check_finish(int64_t layers, int64_t n, bool biased) {
     };
     check_near("packed", centred, rows(packed, 1, length), 1e-12 * size);
     check_near("row_sums", sums, rows(row_sums, 0, n), 1e-12 * size);
-    const double* stat = stats.get() + 3 * layer;
-    const double common = size * stat[0];
-    const Doubles expected = {norm, hollow, stat[2], stat[1],
+    check_near("diagonal", diagonals, rows(diagonal, 0, n), 1e-12 * size);
+    const double* stat = stats.get() + args.blocks * layer;
+    double whole = std::max(spread, size * std::accumulate(stat, stat + blocks, 0.0));
+    double common = whole - spread;
+    if (!pivoted) {
+      common = size * stat[0];
+      whole = stat[1];
+      spread = stat[2];
+    }
+    const Doubles expected = {norm, hollow, spread, whole,
                               std::sqrt((hollow + trace + common * common) / size / size /
                                         (norm / (size * (size - 1))))};
     Doubles bound;
-    for (double value : expected) bound.push_back(1e-12 * size * value);
+    for (double value : expected) bound.push_back(1e-12 * size * std::fabs(value));
     check_near("summary", expected, rows(summary, 0, 5), bound);
   }
 }
@@ -451,7 +477,8 @@ void check_hsic(int64_t rows_a, int64_t rows_b, int64_t length, int64_t run, boo
 int main() {
   check_grams();
   for (bool biased : {false, true})
-    for (int64_t n : {4, 33, 200}) check_finish(3, n, biased);
+    for (int64_t n : {4, 33, 200})
+      for (int64_t blocks : {0, 1, 130}) check_finish(3, n, biased, blocks);
   check_hsic(1, 1, 6, 32, false);
   check_hsic(33, 7, 100, 32, false);
   check_hsic(35, 35, 70, 64, true);
