@@ -17,7 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fastcka.kernels import triton_finish, triton_gram, triton_hsic, triton_launch
-from fastcka.kernels.schedule import MIDDLE, SMALL, WIDE
+from fastcka.kernels.schedule import MIDDLE, SMALL, TRIANGLE, WIDE
 from fastcka.kernels.triton_launch import GFX942, SM80, SM90, SM100
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Triton itself
@@ -89,11 +89,16 @@ def check_resources(binary, gpu, tmp_path):
     return code
 
 
+def used(target):
+    """Tiles of 16-bit values."""
+    unused = [] if target.triangles else [TRIANGLE]
+    unused += [] if target.pair is WIDE else [WIDE]
+    return [tile for tile in target.narrow if tile not in unused]
+
+
 def products():
     for target in (SM80, SM90, SM100, GFX942):
-        for tile in target.narrow:
-            if tile is WIDE and target.pair is not WIDE:
-                continue
+        for tile in used(target):
             for dtype in (FP16, BF16):
                 for decided in uses(tile):
                     yield target, tile, dtype, dtype, True, False, decided

@@ -48,7 +48,7 @@ def gram(
     """Multiply the centred rows of a batch of activations with each other.
 
     k = (x − c)(x − c)ᵀ with c the mean row. Centred HSIC does not see c, but its digits do: c, or a
-    row near it, is subtracted before any product of reduced precision; but by Triton not from 16-bit
+    row near it, is subtracted before any product of reduced precision; by Triton not from 16-bit
     values whose centred Gram matrix loses less in sums than by rounding them.
 
     Args:
