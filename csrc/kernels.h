@@ -134,7 +134,8 @@ struct SampleArgs {
   int64_t padding;      // pivots are zero from the last feature to the next multiple of it
   int64_t blocks;       // of the widest layer
   float* pivots;
-  int32_t* largest;     // [count], 0 before: the bits of the largest magnitude in the sampled rows
+  int32_t* largest;     // [count]: the bits of the largest magnitude in the sampled rows; before,
+                        // what it is at least
   double* norms;        // [count, blocks]: of each block, the mean square of the sampled rows
 };
 

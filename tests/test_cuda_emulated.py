@@ -141,9 +141,22 @@ def test_values_whose_squares_leave_float32_keep_their_digits(scale):
     check(gram(x).k / scale / scale, x.double() / scale, dtype=torch.float32)
 
 
+@pytest.mark.parametrize(
+    ("operand", "scale"),
+    [("fp16", 1e-6), ("fp16", 1e4), ("bf16", 1e-38), ("bf16", 1e-30), ("bf16", 1e30)],
+)
+@pytest.mark.parametrize("offset", [0.0, 5.0])
+def test_16_bit_values_at_the_ends_of_their_type_keep_their_digits(operand, scale, offset):
+    x = ((torch.randn(20, 300) + offset * torch.randn(300)) * scale).to(TYPES[operand])
+    x = x.clamp(-6e4, 6e4) if operand == "fp16" else x
+    check(gram(x, operand=operand).k, x, TYPES[operand])
+
+
 def test_equal_rows_give_a_gram_matrix_of_zeros():
-    x = torch.randn(700).expand(13, -1).clone()
-    assert torch.equal(gram(x).k.tril(), torch.zeros(13, 13, dtype=torch.float64))
+    for operand, dtype in TYPES.items():
+        x = torch.randn(700).to(dtype).expand(13, -1).clone()
+        k = gram(x, operand=operand).k
+        assert torch.equal(k.tril(), torch.zeros(13, 13, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(("rows", "columns", "length"), [(1, 1, 6), (9, 40, 2016), (3, 6, 9000)])

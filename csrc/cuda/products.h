@@ -7,6 +7,8 @@
 // last read it.
 #pragma once
 
+#include <type_traits>
+
 #include "launch.h"
 #include "scale.h"
 
@@ -36,6 +38,11 @@ struct Tile {
   static constexpr int kPiecesOfRow = kStep / kValues;
   static constexpr int kPieces = kRows * kPiecesOfRow / kThreads;
   static constexpr int kRowsApart = kThreads / kPiecesOfRow;
+
+  // Values of 16 bits that are multiplied as such are centred two an instruction: `largest` begins
+  // so that no scale leaves their type.
+  static constexpr bool kInPairs = std::is_same<T, Op>::value && sizeof(T) == 2;
+  static constexpr int kPivotWords = kInPairs ? kValues / 2 : kValues;  // under a piece
 
   static constexpr int kSharedBytes = 2 * kBufferBytes + kStages * kPieces * kThreads * 16;
 
@@ -110,32 +117,53 @@ __device__ inline void fetch(const Rows<typename Tile::T>& rows, int64_t step, b
   }
 }
 
-// The pivot under the pieces of this thread: scaled, and negative.
+// The pivot under the pieces of this thread: scaled, and negative. In pairs it is rounded as values
+// are: any common row may be taken away, and near values of one type differ by one of it, exactly.
 template <class Tile>
-__device__ inline void read_pivot(float (&minus)[Tile::kValues], const float* pivots, float scale,
-                                  int64_t step) {
+__device__ inline void read_pivot(uint32_t (&minus)[Tile::kPivotWords], const float* pivots,
+                                  float scale, int64_t step) {
   const float* from =
       pivots + step * Tile::kStep + int(threadIdx.x) % Tile::kPiecesOfRow * Tile::kValues;
 #pragma unroll
   for (int j = 0; j < Tile::kValues; j += 4) {
     const auto four = *reinterpret_cast<const Piece<float>*>(from + j);
+    if constexpr (Tile::kInPairs) {
+      const typename Tile::Op op{};
 #pragma unroll
-    for (int i = 0; i < 4; ++i) minus[j + i] = -scale * four.value[i];
+      for (int i = 0; i < 4; i += 2)
+        minus[(j + i) / 2] = multiply_add(op, pack(op, -four.value[i], -four.value[i + 1]),
+                                          pack(op, scale, scale), 0);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) minus[j + i] = __float_as_uint(-scale * four.value[i]);
+    }
   }
 }
 
-template <class Op>
-__device__ inline uint32_t operand_word(const float* values, int word) {
-  return pack(Op{}, values[2 * word], values[2 * word + 1]);
-}
-template <>
-__device__ inline uint32_t operand_word<float>(const float* values, int word) {
-  return __float_as_uint(values[word]);
+// A word of operands, of the values of a piece less the pivot.
+template <class Tile>
+__device__ inline uint32_t centred_word(const Piece<typename Tile::T>& piece,
+                                        const uint32_t (&minus)[Tile::kPivotWords], float scale,
+                                        int word) {
+  using Op = typename Tile::Op;
+  const auto centred = [&](int i) {
+    return fmaf(to_float(piece.value[i]), scale, __uint_as_float(minus[i]));
+  };
+  if constexpr (Tile::kInPairs) {
+    const auto* two = piece.value + 2 * word;
+    return multiply_add(Op{}, two[0].bits | uint32_t(two[1].bits) << 16, pack(Op{}, scale, scale),
+                        minus[word]);
+  } else if constexpr (sizeof(Op) == 2) {
+    return pack(Op{}, centred(2 * word), centred(2 * word + 1));
+  } else {
+    return __float_as_uint(centred(word));
+  }
 }
 
 template <class Tile>
 __device__ inline void centre(const Piece<typename Tile::T>* own,
-                              const float (&minus)[Tile::kValues], float scale, char* buffer) {
+                              const uint32_t (&minus)[Tile::kPivotWords], float scale,
+                              char* buffer) {
   using Op = typename Tile::Op;
   constexpr int kWords = Tile::kValues * int(sizeof(Op)) / 4, kTogether = kWords < 4 ? kWords : 4;
   const int byte =
@@ -144,15 +172,12 @@ __device__ inline void centre(const Piece<typename Tile::T>* own,
   for (int i = 0; i < Tile::kPieces; ++i) {
     const int row = int(threadIdx.x) / Tile::kPiecesOfRow + i * Tile::kRowsApart;
     const Piece<typename Tile::T> piece = own[i * Tile::kThreads];
-    float values[Tile::kValues];
-#pragma unroll
-    for (int j = 0; j < Tile::kValues; ++j)
-      values[j] = fmaf(to_float(piece.value[j]), scale, minus[j]);
 #pragma unroll
     for (int w = 0; w < kWords; w += kTogether) {
       Words<kTogether> words;
 #pragma unroll
-      for (int j = 0; j < kTogether; ++j) words.word[j] = operand_word<Op>(values, w + j);
+      for (int j = 0; j < kTogether; ++j)
+        words.word[j] = centred_word<Tile>(piece, minus, scale, w + j);
       *reinterpret_cast<Words<kTogether>*>(
           buffer + swizzled<Tile::kRowBytes>(row, byte + 4 * w)) = words;
     }
@@ -300,7 +325,7 @@ __device__ inline void add_segments(const ProductsArgs& args, int products) {
         fetch<Tile>(rows, segment.start + i, aligned, stage(turn + i));
       commit_copies();
     }
-    float minus[Tile::kValues];
+    uint32_t minus[Tile::kPivotWords];
     read_pivot<Tile>(minus, pivots, scale, segment.start);
     for (int64_t chunk = segment.start; chunk < segment.stop; chunk += Tile::kStepsOfChunk) {
       sums.clear();

@@ -46,6 +46,17 @@ __device__ inline uint32_t pack(bfloat_bits, float low, float high) {
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
   return both;
 }
+// a b + c of two values each, rounded once.
+__device__ inline uint32_t multiply_add(half_bits, uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t both;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(both) : "r"(a), "r"(b), "r"(c));
+  return both;
+}
+__device__ inline uint32_t multiply_add(bfloat_bits, uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t both;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(both) : "r"(a), "r"(b), "r"(c));
+  return both;
+}
 // The nearest value of the 11 bits that a tensor core reads of a float32.
 __device__ inline uint32_t to_tf32(float x) {
   uint32_t bits;

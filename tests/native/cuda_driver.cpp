@@ -68,8 +68,7 @@ double put(Dtype dtype, double value, char* to) {
     return single;
   }
   const bool half = dtype == Dtype::f16;
-  const uint16_t bits = half ? cuda_emulation::half_of(float(value))
-                             : cuda_emulation::bfloat_of(float(value));
+  const uint16_t bits = half ? cuda_emulation::half_of(value) : cuda_emulation::bfloat_of(value);
   std::memcpy(to, &bits, 2);
   return half ? to_float(half_bits{bits}) : to_float(bfloat_bits{bits});
 }
@@ -117,18 +116,20 @@ struct Case {
 void multiply(const Case& test, const Activations& x, const float* pivot, double scale, Doubles& k,
               Doubles& terms) {
   const int64_t n = test.n, p = x.p;
+  const Dtype operand = test.operand == Operand::f16    ? Dtype::f16
+                        : test.operand == Operand::bf16 ? Dtype::bf16
+                                                        : Dtype::f32;
+  const bool as_they_are = test.dtype == operand && operand != Dtype::f32;
   Doubles rounded(size_t(n * p));
   for (int64_t i = 0; i < n; ++i)
     for (int64_t j = 0; j < p; ++j) {
-      // The difference of two floats is rounded once.
-      const double value = float((x.values[size_t(i * p + j)] - double(pivot[j])) * scale);
       char ignored[4];
-      rounded[size_t(i * p + j)] =
-          put(test.operand == Operand::f16    ? Dtype::f16
-              : test.operand == Operand::bf16 ? Dtype::bf16
-                                              : Dtype::f32,
-              value, ignored) /
-          scale;
+      double common = double(pivot[j]) * scale;
+      if (as_they_are) common = put(operand, put(operand, pivot[j], ignored) * scale, ignored);
+      double value = x.values[size_t(i * p + j)] * scale - common;
+      // The difference of two floats is rounded before it is an operand; that of 16 bits is one.
+      if (!as_they_are) value = float(value);
+      rounded[size_t(i * p + j)] = put(operand, value, ignored) / scale;
     }
   for (int64_t r = 0; r < n; ++r)
     for (int64_t c = 0; c <= r; ++c) {

@@ -236,10 +236,10 @@ inline float half_value(uint16_t bits) {
                           : std::ldexp(float(mantissa), -24));
 }
 // To nearest, ties to even.
-inline uint16_t half_of(float x) {
+inline uint16_t half_of(double x) {
   const uint16_t sign = uint16_t(std::signbit(x) ? 0x8000 : 0);
   if (std::isnan(x)) return 0x7fff;
-  const double magnitude = std::fabs(double(x));
+  const double magnitude = std::fabs(x);
   if (magnitude >= 65520) return uint16_t(sign | 0x7c00);
   int exponent = 0;
   std::frexp(magnitude, &exponent);
@@ -248,9 +248,14 @@ inline uint16_t half_of(float x) {
   // Above the subnormals the leading bit is counted by the exponent.
   return uint16_t(sign | (unit == -24 ? steps : steps - 1024 + ((unit + 25) << 10)));
 }
-inline uint16_t bfloat_of(float x) {
-  const uint32_t bits = bits_of(x);
+inline uint16_t bfloat_of(double x) {
   if (std::isnan(x)) return 0x7fff;
+  uint32_t bits = bits_of(float(x));
+  if (double(float(x)) != x && std::isfinite(x)) {
+    // Cut off, with a last bit that tells so: what float32 rounds must not make a tie.
+    if (std::fabs(double(float(x))) > std::fabs(x)) --bits;
+    bits |= 1;
+  }
   return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
@@ -291,6 +296,25 @@ inline uint32_t pack(half_bits, float low, float high) {
 }
 inline uint32_t pack(bfloat_bits, float low, float high) {
   return cuda_emulation::bfloat_of(low) | uint32_t(cuda_emulation::bfloat_of(high)) << 16;
+}
+// The pairs that are multiplied here lose nothing in float64.
+inline uint32_t multiply_add(half_bits, uint32_t a, uint32_t b, uint32_t c) {
+  const auto one = [=](int shift) {
+    const auto value = [=](uint32_t word) {
+      return double(cuda_emulation::half_value(uint16_t(word >> shift)));
+    };
+    return uint32_t(cuda_emulation::half_of(std::fma(value(a), value(b), value(c)))) << shift;
+  };
+  return one(0) | one(16);
+}
+inline uint32_t multiply_add(bfloat_bits, uint32_t a, uint32_t b, uint32_t c) {
+  const auto one = [=](int shift) {
+    const auto value = [=](uint32_t word) {
+      return double(cuda_emulation::float_of(word >> shift << 16));
+    };
+    return uint32_t(cuda_emulation::bfloat_of(std::fma(value(a), value(b), value(c)))) << shift;
+  };
+  return one(0) | one(16);
 }
 // To nearest, ties away from zero; what lies below the 11 bits is left as it comes.
 inline uint32_t to_tf32(float x) {
