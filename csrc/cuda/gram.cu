@@ -53,9 +53,9 @@ __global__ void sample_kernel(SampleArgs args) {
 }
 
 __global__ void add_up_kernel(AddUpArgs args) {
-  const Work work = args.works[blockIdx.y];
-  const int64_t products = int64_t(gridDim.x) * kThreads, size = args.rows * args.columns;
-  const int64_t place = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  const Work work = args.works[blockIdx.x];
+  const int64_t products = int64_t(gridDim.y) * kThreads, size = args.rows * args.columns;
+  const int64_t place = int64_t(blockIdx.y) * kThreads + threadIdx.x;
   // A triangle's first block of rows with itself, its second with the first, and with itself.
   const int64_t part = place / size, within = place % size;
   const bool first = args.kind == TileKind::triangle && part < 2;
@@ -124,7 +124,8 @@ void products(const ProductsArgs& args, int device, void* stream) {
 void add_up(const AddUpArgs& args, int device, void* stream) {
   const DeviceGuard guard(device, "gram");
   const int64_t products = args.rows * args.columns * (args.kind == TileKind::triangle ? 3 : 1);
-  const dim3 blocks(unsigned(products / kThreads), unsigned(args.count));
+  // Works are many and a grid takes 65,535 of anything but its first.
+  const dim3 blocks(unsigned(args.count), unsigned(products / kThreads));
   launch(add_up_kernel, blocks, kThreads, 0, stream, args);
   check(cudaGetLastError(), "gram");
 }

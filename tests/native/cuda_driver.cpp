@@ -350,6 +350,26 @@ void check_grams() {
   }
 }
 
+// More tiles than a grid takes of anything but its first.
+void check_many_works() {
+  context = "add_up of many tiles";
+  const int64_t count = 65'537, slots = 5;
+  const Array<float> partials(slots * 256);
+  for (int64_t i = 0; i < partials.count; ++i) partials.get()[i] = float(random_normal());
+  std::vector<Work> works;
+  Doubles expected;
+  for (int64_t layer = 0; layer < count; ++layer) {
+    works.push_back({layer, 0, 0, layer % slots, layer % slots + 1});
+    expected.push_back(partials.get()[layer % slots * 256]);
+  }
+  const Array<Work> table(works);
+  const Array<int32_t> largest(std::vector<int32_t>(size_t(count), 0));
+  const Array<double> k(count);
+  add_up({table.get(), TileKind::square, count, 1, 16, 16, partials.get(), largest.get(), k.get()},
+         0, nullptr);
+  check_near("k", expected, k.values(), 0.0);
+}
+
 // blocks: of norms, of rows less a common row; 0 of rows less their mean.
 void check_finish(int64_t layers, int64_t n, bool biased, int64_t blocks) {
   const bool pivoted = blocks > 0;
@@ -477,6 +497,7 @@ void check_hsic(int64_t rows_a, int64_t rows_b, int64_t length, int64_t run, boo
 
 int main() {
   check_grams();
+  check_many_works();
   for (bool biased : {false, true})
     for (int64_t n : {4, 33, 200})
       for (int64_t blocks : {0, 1, 130}) check_finish(3, n, biased, blocks);
