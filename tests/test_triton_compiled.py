@@ -102,10 +102,10 @@ def products():
             for dtype in (FP16, BF16):
                 for decided in uses(tile):
                     yield target, tile, dtype, dtype, True, False, decided
-            if tile.kind != "triangle" and tile is not WIDE:
-                yield target, tile, FP16, FP16, False, False, False  # value by value
-                for decided in uses(tile):
-                    yield target, tile, FP16, FP16, True, True, decided  # rows far apart
+            for decided in uses(tile):  # rows far apart
+                yield target, tile, FP16, FP16, True, True, decided
+            if tile.kind != "triangle" and tile is not WIDE:  # value by value
+                yield target, tile, FP16, FP16, False, False, False
         for tile in target.wide:
             for dtype, operand in ((FP32, FP32), (FP32, FP16), (FP16, FP32)):
                 yield target, tile, dtype, operand, True, False, False

@@ -98,10 +98,15 @@ SM100 = Target(
 )
 GFX942 = Target(
     "gfx942",
-    triangles=False,
+    triangles=True,
     pair=PAIR,
     float32="ieee",
-    narrow={SMALL: Setting(64, 4, 2, 2), MIDDLE: Setting(32, 8, 2), PAIR: Setting(64, 8, 2)},
+    narrow={
+        SMALL: Setting(64, 4, 2, 2),
+        MIDDLE: Setting(32, 8, 2),
+        TRIANGLE: Setting(32, 8, 2),
+        PAIR: Setting(64, 8, 2),
+    },
     wide={SMALL: Setting(32, 4, 2, 2), MIDDLE: Setting(32, 8, 2), SLIM: Setting(32, 8, 2)},
 )
 
