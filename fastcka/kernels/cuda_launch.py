@@ -73,7 +73,7 @@ class _Batch(gpu_gram.Batch):
 
 
 def gram(x, operand, k, stats) -> None:
-    gpu_gram.gram_all(_Batch, [x], [operand], k[None], stats[None])
+    gpu_gram.gram(_Batch, x, operand, k, stats)
 
 
 def gram_finish(layers, operands, packed, diagonal, row_sums, summary, estimator: str) -> None:

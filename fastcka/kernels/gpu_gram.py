@@ -123,30 +123,16 @@ def batches(
         yield members, None if dtype == torch.float64 else batch_of(some, *options)
 
 
-def gram_all(
-    batch_of: type[Batch],
-    rows: Sequence[torch.Tensor],
-    operands: Sequence[torch.dtype],
-    k: torch.Tensor,
-    stats: torch.Tensor,
-) -> None:
-    """The Gram matrices [L, n, n] and statistics [L, 3] of layers of the same examples."""
-    for members, batch in batches(batch_of, rows, operands):
-        if batch is None:
-            for layer in members:
-                torch_gram.gram(rows[layer], operands[layer], k[layer], stats[layer])
-            continue
-        alone = len(members) == len(rows)
-        some = k if alone else k.new_empty(len(members), *k.shape[1:])
-        with torch.cuda.device_of(k):
-            norms = batch.multiply(some)
-            batch.launch_recentre(some)
-        some_stats = _statistics(some, norms)
-        if alone:
-            stats.copy_(some_stats)
-        else:
-            put_back(some, k, members)
-            put_back(some_stats, stats, members)
+def gram(batch_of: type[Batch], x, operand, k: torch.Tensor, stats: torch.Tensor) -> None:
+    """The Gram matrix [n, n] and statistics [3] of one layer."""
+    ((_, batch),) = batches(batch_of, [x], [operand])
+    if batch is None:
+        torch_gram.gram(x, operand, k, stats)
+        return
+    with torch.cuda.device_of(k):
+        (norms,) = batch.multiply(k[None])
+        batch.launch_recentre(k[None])
+    stats.copy_(_statistics(k, norms))
 
 
 def gram_finish_all(
@@ -196,10 +182,10 @@ def sampled(n: int) -> int:
 
 def _statistics(k: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
     """|c|², Σ|x_i|², Σ|x_i − c|²; the first two follow from the sampled rows alone."""
-    n = k.shape[1]
-    spread = k.diagonal(dim1=1, dim2=2).sum(1)
-    whole = torch.maximum(n * norms.sum(1), spread)
-    return torch.stack([(whole - spread) / n, whole, spread], 1)
+    n = len(k)
+    spread = k.diagonal().sum()
+    whole = torch.maximum(n * norms.sum(), spread)
+    return torch.stack([(whole - spread) / n, whole, spread])
 
 
 # Tables that a CUDA graph copies to the GPU at every replay, from where they lie now.

@@ -171,7 +171,7 @@ def _narrow_values(dtype: torch.dtype, operand: torch.dtype) -> bool:
 
 
 def gram(x, operand, k: torch.Tensor, stats: torch.Tensor) -> None:
-    gpu_gram.gram_all(Batch, [x], [operand], k[None], stats[None])
+    gpu_gram.gram(Batch, x, operand, k, stats)
 
 
 class Batch(gpu_gram.Batch):
