@@ -86,7 +86,7 @@ def _kinds() -> list[torch.device]:
 
 
 def _backends() -> list[str]:
-    lines = [f"{'operation':<12}{'device':<8}{'backend':<10}"]
+    lines = [f"{'operation':<12}{'device':<8}backend, or type of the activations"]
     for device in _kinds():
         barred = [name for name in BACKENDS if dispatch.obstacle(name, device)]
         for operation in dispatch.OPERATIONS:

@@ -19,6 +19,7 @@ from fastcka.kernels import (
     measure_speed,
     native,
     speed,
+    torch_finish,
     triton_versions,
 )
 
@@ -85,8 +86,8 @@ def test_without_a_table_torch_runs_on_a_gpu_and_native_on_a_cpu(gpu):
 def test_the_fastest_of_the_table_runs(gpu, cache, fastest):
     write(cache, rows({"native": 20.0, "triton": 20.0, "torch": 20.0} | {fastest: 10.0}))
     assert name_of() == fastest
-    assert reasons().pop(fastest) == "the fastest here, 10.0 µs at n = 64"
-    assert sorted(reasons().values())[:2] == ["20.0 µs"] * 2
+    assert reasons().pop(fastest) == "the fastest here, 10.0 µs a call at n = 64"
+    assert list(reasons().values()).count("slower, 20.0 µs a call") == 2
 
 
 def test_what_cannot_run_gives_way_to_the_next(gpu, cache, monkeypatch):
@@ -186,6 +187,28 @@ def test_a_table_under_another_name_is_ignored(gpu, cache):
     assert speed.known(GPU).remarks[0].endswith("is ignored: it was measured on Other GPU")
 
 
+def test_a_version_that_forgets_a_part_or_is_off_in_it_is_wrong():
+    case = benchmark._finish(torch.Generator().manual_seed(0), torch.float64, 8)
+
+    def forgets(place):
+        def version(k, stats, *outputs_and_estimator):
+            torch_finish.finish(k, stats, *outputs_and_estimator)
+            outputs_and_estimator[3][place] = torch.nan
+
+        return version
+
+    def off(place):
+        def version(k, stats, *outputs_and_estimator):
+            torch_finish.finish(k, stats, *outputs_and_estimator)
+            outputs_and_estimator[3][place] *= 1.001
+
+        return version
+
+    assert benchmark._check(torch_finish.finish, case)[1] is None
+    for version in (*map(forgets, range(5)), *map(off, range(3))):
+        assert benchmark._check(version, case)[1].startswith("wrong: its error is")
+
+
 DAMAGE = {
     "cut off": lambda text: text[: len(text) // 2],
     "no JSON": lambda text: "\0" + text,
@@ -206,7 +229,8 @@ def test_a_damaged_table_is_one_warning_and_is_ignored(gpu, cache, damage):
     path = write(cache, rows({"triton": 1.0, "torch": 9.0}))
     path.write_text(damage(path.read_text()))
     speed.forget()
-    with pytest.warns(RuntimeWarning, match="damaged, or no table of speeds: .*ignored") as told:
+    reason = "(is damaged, or no table of speeds|has the schema 2, and this fastcka reads 1)"
+    with pytest.warns(RuntimeWarning, match=f"{reason}; it is ignored") as told:
         assert [name_of(), name_of(FLOAT)] == ["torch", "torch"]
     assert len(told) == 1
     assert str(path) in str(told[0].message)
@@ -362,7 +386,7 @@ def test_info_measures_this_machine_and_explains_what_runs(cache, monkeypatch, c
     assert " runs: the fastest here, " in line
     assert " not used: " in line
     assert line.count(" µs") == 2
-    assert " µs at n = 8" in line
+    assert " µs a call at n = 8" in line
     assert told.count("gram        cpu     triton    not used: Triton compiles for GPUs") == 1
 
 

@@ -129,6 +129,13 @@ def test_rows_that_are_2_to_the_31_values_apart_are_found():
     check(gram(x, operand="fp16").k, x, torch.float16)
 
 
+def test_rows_that_overlap_and_rows_that_are_one_are_read_right():
+    values = torch.randn(130 * 8 + 136, dtype=torch.float16)
+    windows = values.as_strided((130, 136), (8, 1))
+    check(gram(windows).k, windows, torch.float16)
+    assert gram(values[:136].expand(130, 136)).k.tril().abs().max() == 0
+
+
 def test_joint_and_separate_runs_agree_and_each_repeats_its_bits():
     layers = [torch.randn(9, p, dtype=torch.float16) for p in (8, 1000, 77, 3000)]
     first, second = (gram_finish(layers, operand="fp16") for _ in range(2))

@@ -85,8 +85,8 @@ def measure_speed(
         RuntimeError: there is no such device, or it fails.
         OSError: the table cannot be written; mostly known before anything is measured.
 
-    Cost: seconds on a CPU; on a GPU half a gigabyte, and longer, as kernels are compiled. Nothing
-    else should run meanwhile.
+    Cost: a minute or two on a CPU; on a GPU half a gigabyte, and minutes where kernels are
+    compiled. Nothing else should run meanwhile.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -253,11 +253,14 @@ def _hsic_pairs(source: torch.Generator, dtype: torch.dtype, n: int) -> Case:
 
 
 def _layers(source: torch.Generator, dtype: torch.dtype, n: int) -> list[torch.Tensor]:
-    """As many as fit, for two calls at most."""
+    """As many as fit, for two calls at most. The first, third, ... are nearly all mean."""
     work = WORK[source.device.type]
     features = max(64, min(work.features, work.room // (n * dtype.itemsize)) // 64 * 64)
     fit = max(1, work.room // (n * features * dtype.itemsize))
-    return [_activations(source, features, dtype, n) for _ in range(min(fit, 2 * TOGETHER))]
+    layers = [_activations(source, features, dtype, n) for _ in range(min(fit, 2 * TOGETHER))]
+    for x in layers[::2]:
+        x += 30 * _normal(source, features).to(dtype)
+    return layers
 
 
 def _activations(
@@ -307,5 +310,11 @@ def _finished(k: torch.Tensor, stats: torch.Tensor) -> torch.Tensor:
 
 
 def _joined(packed, diagonal, row_sums, summary) -> torch.Tensor:
-    """All that follows from a Gram matrix without its mean; sums of n errors count as one."""
-    return torch.cat([packed, diagonal, row_sums / diagonal.shape[-1] ** 0.5], -1)
+    """All that follows from a Gram matrix, as large as its entries or a norm of them.
+
+    What is estimated from some rows must only be finite.
+    """
+    n = diagonal.shape[-1]
+    norms = summary[..., :2].sqrt()
+    spread, estimated = summary[..., 2:3] / n, 0 * summary[..., 3:]
+    return torch.cat([packed, diagonal, row_sums / n**0.5, norms, spread, estimated], -1)

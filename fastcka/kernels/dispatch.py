@@ -121,7 +121,8 @@ def explain(
         elif backend == runs:
             rows.append((backend, True, _why_first(device, row)))
         elif measured and not name:
-            rows.append((backend, False, reason or (_result(row) if row else "was not measured")))
+            slower = f"slower, {_result(row)}" if row and row.median_us else row and row.why
+            rows.append((backend, False, reason or slower or "was not measured"))
         else:
             rows.append((backend, False, reason or f"{runs} comes first"))
     return rows
@@ -155,7 +156,7 @@ def _why_first(device: torch.device, row: speed.Row | None) -> str:
 
 
 def _result(row: speed.Row) -> str:
-    return row.why if row.median_us is None else f"{row.median_us:,.1f} µs"
+    return row.why if row.median_us is None else f"{row.median_us:,.1f} µs a call"
 
 
 def _asked_for(backend: str | None) -> tuple[str | None, str]:

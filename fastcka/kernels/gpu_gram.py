@@ -117,7 +117,8 @@ def batches(
         stride = x.stride(0) if len(x) > 1 else x.shape[1]
         bits = x.data_ptr() | stride * x.itemsize | x.shape[1] * x.itemsize
         far = 256 * stride >= 2**31
-        groups.setdefault((x.dtype, operand, bits % 16 == 0, far), []).append(layer)
+        aligned = bits % 16 == 0 and stride >= x.shape[1]  # rows that overlap are read by value
+        groups.setdefault((x.dtype, operand, aligned, far), []).append(layer)
     for (dtype, *options), members in groups.items():
         some = [rows[layer] for layer in members]
         yield members, None if dtype == torch.float64 else batch_of(some, *options)

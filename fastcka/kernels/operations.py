@@ -49,7 +49,7 @@ def gram(
 
     k = (x − c)(x − c)ᵀ with c the mean row. Centred HSIC does not see c, but its digits do: c, or a
     row near it, is subtracted before any product of reduced precision; by Triton not from 16-bit
-    values whose centred Gram matrix loses less in sums than by rounding them.
+    values where sums lose no more than rounding centred ones may.
 
     Args:
         x: [n, ...], float16, bfloat16, float32 or float64; read in place where rows are dense.

@@ -169,18 +169,18 @@ def read(path: Path) -> Table:
     try:
         given = json.loads(data)
         schema = given.pop("schema")
-        if schema != SCHEMA:
-            raise ValueError(f"its schema is {schema}, and this fastcka reads {SCHEMA}")
-        rows = tuple(_row(row) for row in given["rows"])
-        return Table(**given | {"versions": dict(given["versions"]), "rows": rows})
-    except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged, or no table of speeds: {error}") from None
+        if schema == SCHEMA:
+            rows = tuple(_row(row) for row in given["rows"])
+            return Table(**given | {"versions": dict(given["versions"]), "rows": rows})
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError):
+        raise ValueError(f"{path} is damaged, or no table of speeds") from None
+    raise ValueError(f"{path} has the schema {schema!r}, and this fastcka reads {SCHEMA}")
 
 
 def _row(given: dict) -> Row:
     row = Row(**given)
     known_type = isinstance(getattr(torch, row.dtype, None), torch.dtype)
-    timed = row.median_us is None or row.median_us > 0
+    timed = row.why is not None if row.median_us is None else row.median_us > 0
     if not (row.backend in BACKENDS and known_type and row.n > 0 and timed):
         raise ValueError(f"{given} is no measurement")
     return row

@@ -103,9 +103,9 @@ def decide_kernel(
     k = tl.where(outside, k - rows[:, None] - columns[None, :] + total, 0.0)
     square = tl.sum(tl.sum(k * k, 1), 0) / (ROWS * (ROWS - 3))
     norm = tl.sum(norm, 0)
-    # Squares of rows that were not sampled are to stay far from the ends of float32.
+    # Nothing is scaled then: rows that were not sampled may be 2^45 times larger, and no more.
     exponent = tl.load(largest + layer) >> 23
-    far_from_ends = (exponent > 127 - 32) & (exponent < 127 + 32)
+    far_from_ends = (exponent > 127 - 16) & (exponent < 127 + 16)
     if far_from_ends & (norm * norm <= LIMIT * LIMIT * square):
         tl.store(largest + layer, 0)
 

@@ -33,9 +33,10 @@ TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: 
 SIDE = 32
 # Blocks of features that a program of `decide_kernel` reads at once.
 TOGETHER = 16
-# |K| over the root mean square of the centred K, up to which values are multiplied as they are:
-# sums of CHUNK features are then off by 3e-7 times it, less than rounding centred values costs.
-LIMIT = {torch.float16: 256, torch.bfloat16: 2048}
+# |K| over the root mean square of the centred K, up to which values are multiplied as they are.
+# Sums of CHUNK features are then off by 3e-7 times it where they grow evenly, by up to 5e-6 times
+# it where one feature is most of them: by 2e-4 and 1e-3, which rounding centred values may cost.
+LIMIT = {torch.float16: 40, torch.bfloat16: 200}
 # Rows from which on that is asked: with fewer, memory is slower than taking the pivot away.
 DECIDED = 129
 
