@@ -34,6 +34,12 @@ def test_every_tile_of_the_triton_kernels_gives_the_definition_when_interpreted(
 
 
 @pytest.mark.slow
+def test_what_takes_longer_does_too():
+    interpreter()
+    assert " passed" in interpreted("-m", "slow", str(TESTS / "triton_interpreted.py"))
+
+
+@pytest.mark.slow
 def test_the_operations_hold_what_they_promise_by_triton_interpreted():
     interpreter()
     files = [f"test_{name}.py" for name in ("gram", "finish", "gram_finish", "hsic", "rbf")]

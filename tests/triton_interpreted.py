@@ -52,7 +52,10 @@ CASES = [
 CASES += [(SM90, 260, "fp16", 72), (SM100, 260, "fp16", 72), (SM80, 130, "fp32", 35)]
 
 
-@pytest.mark.parametrize(("target", "n", "operand", "features"), CASES)
+@pytest.mark.parametrize(
+    ("target", "n", "operand", "features"),
+    [pytest.param(*case, marks=pytest.mark.slow if case[1] > 200 else ()) for case in CASES],
+)
 def test_every_tile_gives_the_definition(monkeypatch, target, n, operand, features):
     monkeypatch.setattr(triton_launch, "target_of", lambda device: target)
     operand = TYPES[operand]
@@ -84,7 +87,9 @@ def taken_as_they_are(x):
     return found
 
 
-@pytest.mark.parametrize("dtype", triton_launch.LIMIT, ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str
+)
 def test_values_go_as_they_are_where_centring_would_cost_more_digits_than_it_saves(dtype):
     x = torch.randn(130, 136)
     near, far = (x + 1).to(dtype), (x * 0.02 + 1).to(dtype)
@@ -202,6 +207,7 @@ def test_every_pair_of_dtype_and_operand_has_constants():
             assert constants["CHUNK"] % setting.step == 0
 
 
+@pytest.mark.slow
 def test_settings_take_turns_and_are_checked(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "bench"))
     settings, cases, rows, runner = map(

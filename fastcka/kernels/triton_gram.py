@@ -24,7 +24,7 @@ def sample_kernel(
     base,  # address of an activation; where the others lie is told as distances from it
     layers,  # [L, 4] int64: distance, stride of rows, features, and place in `pivots` by 16
     pivots,  # float32: of each layer, its features and zeros up to a whole number of steps
-    largest,  # [L] int32: the bits of the largest sampled magnitude, 0 before
+    largest,  # [L] int32: the bits of the largest sampled magnitude; of less before
     norms,  # [L, blocks] float64: of each block, the mean of the sampled rows' squares
     pairs,  # [L, blocks, ROWS, ROWS] float64: of each block, the products of the sampled rows
     n,
