@@ -1,5 +1,6 @@
 """A comparison that stops after a few batches, and what it took until then."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -128,7 +129,8 @@ class Rehearsal(Stages):
         if not workers:
             return
         times = []
-        for _ in range(self.waiting + workers + BATCHES):
+        rounds = math.ceil(BATCHES / workers)  # whole ones: they come together
+        for _ in range(self.waiting + rounds * workers):
             began = time.perf_counter()
             if next(batches, None) is None:
                 break

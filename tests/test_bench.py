@@ -419,7 +419,7 @@ def run_python(*arguments, code=0, **environment):
         env=alone | {"OMP_NUM_THREADS": "1"} | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done
