@@ -208,6 +208,7 @@ def test_gpu_tests_that_hang_are_stopped(bench, tmp_path):
     assert bench("gpu_tests").run_gpu_tests(tmp_path, 0.01) == ("stopped after 0 s", False)
 
 
+@pytest.mark.slow
 def test_one_failing_measurement_does_not_cost_the_others(bench, smoke, tmp_path, monkeypatch):
     def broken(runner, **case):
         raise TypeError("broken")
@@ -325,6 +326,7 @@ def cpu_run(tmp_path_factory):
     return benchmark, rows_of(folder / "rows.jsonl")
 
 
+@pytest.mark.slow
 def test_cpu_benchmarks_time_all_variants_of_a_case_in_one_run(cpu_run):
     benchmark, _ = cpu_run
     info = benchmark["extra_info"]
@@ -345,6 +347,7 @@ def test_cpu_benchmarks_time_all_variants_of_a_case_in_one_run(cpu_run):
     assert {"commit", "dirty", "isa", "device", "torch", "numpy"} <= info.keys()
 
 
+@pytest.mark.slow
 def test_rows_of_cpu_benchmarks_are_those_of_pytest_benchmark(cpu_run):
     benchmark, rows = cpu_run
     written = {row["variant"]: row["median_us"] for row in rows if row["op"] == "gram"}

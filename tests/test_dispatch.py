@@ -57,6 +57,7 @@ def test_a_device_without_native_kernels_is_an_error_by_name():
         dispatch.choose("gram", torch.device("mps"), torch.float16, 64, "native")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", native.module.build_info()["isas"] if native.module else [])
 def test_every_instruction_set_of_this_processor_gives_the_definition(isa):
     if not native.module.build_info()["isas"][isa]:

@@ -249,6 +249,7 @@ def test_one_process_alone_is_told_how_to_start_several():
 COMPARE = ["-m", "fastcka", "compare", "test_resnet", "--img-size", "32", "--quiet", "-b", "16"]
 
 
+@pytest.mark.slow
 def test_the_command_under_torchrun_gives_what_it_gives_alone(tmp_path):
     folder = write_images(tmp_path / "images", 88, size=40)
     from fastcka.cli import main

@@ -34,10 +34,16 @@ def _row_sums(values, rows, columns):
 
 
 @triton.jit
-def _recentred_sums(hollow, own, means, mean):
-    """Of the matrix that is centred: its rows sum to 0."""
-    own = own - 2 * means + mean
-    return -own, own
+def _recentred(values, hollow_of_rows, own_of_rows, hollow, own, exist, n):
+    """Values, and sums of their rows and of all columns, of the matrix of rows less their mean."""
+    count = n.to(tl.float64)
+    means_of_rows = (hollow_of_rows + own_of_rows) / count
+    means = (hollow + own) / count
+    mean = tl.sum(means, 0) / count
+    values = values - means_of_rows[:, None] - means[None, :] + mean
+    own_of_rows = own_of_rows - 2 * means_of_rows + mean
+    own = tl.where(exist, own - 2 * means + mean, 0.0)
+    return values, -own_of_rows, own_of_rows, -own, own
 
 
 @triton.jit
@@ -139,13 +145,7 @@ def finish_kernel(
     values = _read_rows(k + layer * n * n, columns, columns, n)
     hollow, own = _row_sums(values, columns, columns)
     if PIVOTED:
-        count = n.to(tl.float64)
-        means = (hollow + own) / count
-        mean = tl.sum(means, 0) / count
-        values = values - means[:, None] - means[None, :] + mean
-        hollow, own = _recentred_sums(hollow, own, means, mean)
-        hollow = tl.where(exist, hollow, 0.0)
-        own = tl.where(exist, own, 0.0)
+        values, _, _, hollow, own = _recentred(values, hollow, own, hollow, own, exist, n)
     tl.store(diagonal + layer * diagonal_stride + columns, own, exist)
     tl.store(row_sums + layer * row_sums_stride + columns, hollow, exist)
     packed += layer * packed_stride
@@ -202,15 +202,9 @@ def centre_and_pack_kernel(
     hollow_here = tl.load(sums + 2 * rows)
     own_here = tl.load(sums + 2 * rows + 1)
     if PIVOTED:
-        count = n.to(tl.float64)
-        means = (hollow + own) / count
-        means_here = (hollow_here + own_here) / count
-        mean = tl.sum(means, 0) / count
-        values = values - means_here[:, None] - means[None, :] + mean
-        hollow, own = _recentred_sums(hollow, own, means, mean)
-        hollow = tl.where(exist, hollow, 0.0)
-        own = tl.where(exist, own, 0.0)
-        hollow_here, own_here = _recentred_sums(hollow_here, own_here, means_here, mean)
+        values, hollow_here, own_here, hollow, own = _recentred(
+            values, hollow_here, own_here, hollow, own, exist, n
+        )
     tl.store(diagonal + layer * diagonal_stride + rows, own_here)
     tl.store(row_sums + layer * row_sums_stride + rows, hollow_here)
     packed += layer * packed_stride

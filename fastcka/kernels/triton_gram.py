@@ -60,9 +60,8 @@ def sample_kernel(
     place = layer * tl.num_programs(0) + block
     tl.store(norms + place, square)
     if DECIDED:
-        values -= pivot[None, :]
         for i in tl.static_range(ROWS):
-            row = tl.load(x + i * n // ROWS * stride + columns, exist, 0.0).to(tl.float32) - pivot
+            row = tl.load(x + i * n // ROWS * stride + columns, exist, 0.0).to(tl.float32)
             products = tl.sum(values * row[None, :], 1).to(tl.float64)
             tl.store(pairs + (place * ROWS + i) * ROWS + tl.arange(0, ROWS), products)
 
