@@ -105,8 +105,12 @@ def test_a_gpu_of_amd_takes_triton_where_the_table_says_so(gpu, cache, monkeypat
     monkeypatch.setattr(speed, "measured_as", lambda device: "Some GPU")
     monkeypatch.setattr(torch.version, "hip", "7.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(triton_versions, "release", lambda: (3, 8))
     write(cache, rows({"triton": 10.0, "torch": 30.0}))
     assert name_of() == "triton"
+    monkeypatch.setattr(triton_versions, "release", lambda: (3, 7))
+    assert name_of() == "torch"
+    assert reasons()["triton"] == "AMD's GPUs need Triton 3.8"
 
 
 def test_the_nearest_number_of_examples_counts_in_ratios(gpu, cache):

@@ -27,6 +27,7 @@ from fastcka.kernels.triton_gram import (
     recentre_kernel,
     sample_kernel,
 )
+from fastcka.kernels.triton_versions import release
 
 TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 # Side of the piece that a program of `add_up_kernel` takes.
@@ -87,11 +88,12 @@ SM90 = Target(
     narrow=_narrow | {PAIR: Setting(64, 8, 3), WIDE: Setting(64, 8, 4, tma=True)},
     wide=_wide,
 )
-# The compiler of Triton 3.6 gives up on three sums in the memory that tensor cores of sm_100 have.
-_BEHIND = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
+# Compilers of Triton up to 3.8 give up on three sums in the memory of sm_100's tensor cores, and let
+# them spill on gfx942.
+_THREE_SUMS = release() >= (3, 9)
 SM100 = Target(
     "sm_100",
-    triangles=not _BEHIND,
+    triangles=_THREE_SUMS,
     pair=PAIR,  # 128 × 256 sums would leave the registers on their way to memory
     float32="tf32x3",
     narrow=_narrow | {PAIR: Setting(32, 8, 4)},
@@ -99,7 +101,7 @@ SM100 = Target(
 )
 GFX942 = Target(
     "gfx942",
-    triangles=True,
+    triangles=_THREE_SUMS,
     pair=PAIR,
     float32="ieee",
     narrow={

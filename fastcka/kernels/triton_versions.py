@@ -7,6 +7,8 @@ import torch
 
 # Tensor cores that multiply 16-bit types and add up in float32.
 OLDEST = (8, 0)
+# Compilers of Triton before end the process at products in float64 for AMD's GPUs.
+OLDEST_FOR_AMD = (3, 8)
 
 
 def obstacle(device: torch.device) -> str | None:
@@ -20,9 +22,19 @@ def obstacle(device: torch.device) -> str | None:
         return f"there are no Triton kernels for {device.type}"
     if not torch.cuda.is_available():
         return "there is no GPU"
-    if not torch.version.hip and torch.cuda.get_device_capability(device) < OLDEST:
+    if torch.version.hip:
+        return None if release() >= OLDEST_FOR_AMD else "AMD's GPUs need Triton 3.8"
+    if torch.cuda.get_device_capability(device) < OLDEST:
         return "this GPU is older than compute capability 8.0"
     return None
+
+
+def release() -> tuple[int, int]:
+    """The version of Triton."""
+    import triton
+
+    major, minor, *_ = triton.__version__.split(".")
+    return int(major), int(minor)
 
 
 def gram(*arguments) -> None:
