@@ -88,8 +88,8 @@ SM90 = Target(
     narrow=_narrow | {PAIR: Setting(64, 8, 3), WIDE: Setting(64, 8, 4, tma=True)},
     wide=_wide,
 )
-# Compilers of Triton up to 3.8 give up on three sums in the memory of sm_100's tensor cores, and let
-# them spill on gfx942.
+# Compilers of Triton up to 3.8 give up on three sums in the memory of sm_100's tensor cores, and
+# spill them on gfx942.
 _THREE_SUMS = release() >= (3, 9)
 SM100 = Target(
     "sm_100",
