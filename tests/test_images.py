@@ -130,6 +130,7 @@ def test_a_broken_image_stops_the_pass_or_is_skipped_and_named(folder, workers, 
     ) as caught:
         list(batches(folder, workers=workers))
     assert "\n" not in str(caught.value)
+    assert "BytesIO" not in str(caught.value)
 
     images = batches(folder, workers=workers, on_broken="skip")
     assert images.broken == []

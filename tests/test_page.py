@@ -32,7 +32,7 @@ from fastcka.report.saving import save
 EVIL = "<script>alert(1)</script>"
 ODD = ['a "quoted" one', "R&D <b>", "it's"]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
-VOID = {"meta", "link", "img", "br"}
+VOID = {"meta", "link", "img", "br", "wbr"}
 
 
 def missing(what):

@@ -70,10 +70,13 @@ def labels(source: Source) -> list[int] | None:
 
 def decode(content: bytes):
     """A PIL RGB image; EXIF orientation is not applied, as in timm."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
-    with Image.open(io.BytesIO(content)) as opened:
-        return opened.convert("RGB")
+    try:
+        with Image.open(io.BytesIO(content)) as opened:
+            return opened.convert("RGB")
+    except UnidentifiedImageError:  # it names the buffer
+        raise OSError("no image of a kind that Pillow knows") from None
 
 
 def _in_folder(root: str, split: str | None) -> Source:

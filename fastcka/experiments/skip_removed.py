@@ -116,8 +116,10 @@ def plot(result: Result) -> dict:
     layers, figures = result.facts["layers"], {}
     for name, names in layers.items():
         cut, block = result.facts["cuts"].get(name, 0), result.facts["blocks"].get(name)
-        parts = {f"before {block}": names[:cut], f"from {block} on": names[cut:]}
-        parts = parts if cut else {name: names}
+        parts = {name: names}
+        if cut:  # the number alone: the side of one block has room for no more
+            number = block.rpartition(".")[2]
+            parts = {f"< {number}": names[:cut], f"≥ {number}": names[cut:]}
         title = name if cut else None
         figures[name] = heatmap(result.arrays[f"cka/{name}"], parts, parts, title=title)
     return figures

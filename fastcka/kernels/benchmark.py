@@ -73,7 +73,7 @@ def measure_speed(
     Args:
         device: "cpu" (by as many threads as torch has), "cuda" or "cuda:1"; GPUs of one name share
             a table.
-        counts: numbers of examples, 4 or more; others go by the nearest.
+        counts: a list of numbers of examples, 4 or more; others go by the nearest.
         folder: for the table; None is the cache, where it is found again.
         progress: whether to show a bar.
 

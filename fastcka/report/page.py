@@ -161,9 +161,22 @@ def _environment():
         "mark": lambda verdict: MARKS[verdict][0],
         "sense": SENSES.__getitem__,
         "link": quote,
+        "breaks": breaks,
         "by_claim": by_claim,
     }
     return environment
+
+
+def breaks(name: str):
+    """A name that goes on in the next line behind its parts, in HTML.
+
+    >>> print(breaks("vit_mini.shape"), breaks("MlpMixer"), breaks("0.5 of a & b"))
+    vit_<wbr>mini.<wbr>shape Mlp<wbr>Mixer 0.5 of a &amp; b
+    """
+    from markupsafe import Markup, escape
+
+    parts = re.split(r"(?<=[._])(?=[A-Za-z])|(?<=[a-z])(?=[A-Z])", name)
+    return Markup("<wbr>").join(map(escape, parts))
 
 
 def by_claim(rows: Sequence[Mapping]) -> list[tuple[str, list[Mapping]]]:
