@@ -48,3 +48,10 @@ def test_rows_that_are_not_dense_are_refused_by_every_version(version):
     a = torch.randn(20, 3, dtype=torch.float64, device=version)
     with pytest.raises(ValueError, match="`b` must be dense along its rows; use b"):
         hsic_pairs(a.T.contiguous(), a.T)
+
+
+@pytest.mark.parametrize(("rows", "length"), [(0, 6), (2, 0)])
+def test_nothing_gives_zeros_or_nothing(version, rows, length):
+    a = torch.empty(rows, length, dtype=torch.float64, device=version)
+    b = torch.empty(3, length, dtype=torch.float64, device=version)
+    assert torch.equal(hsic_pairs(a, b).cpu(), torch.zeros(rows, 3, dtype=torch.float64))

@@ -19,16 +19,18 @@ inline void check(cudaError_t status, const char* what) {
 // Makes a device current while it lives.
 class DeviceGuard {
  public:
-  DeviceGuard(int device, const char* what) {
+  DeviceGuard(int device, const char* what) : device_(device) {
     check(cudaGetDevice(&previous_), what);
-    check(cudaSetDevice(device), what);
+    if (previous_ != device_) check(cudaSetDevice(device_), what);
     cudaGetLastError();  // an older error of somebody else is not ours to report
   }
-  ~DeviceGuard() { cudaSetDevice(previous_); }
+  ~DeviceGuard() {  // not for nothing: it would make a context there
+    if (previous_ != device_) cudaSetDevice(previous_);
+  }
   DeviceGuard(const DeviceGuard&) = delete;
 
  private:
-  int previous_ = 0;
+  int device_, previous_ = 0;
 };
 
 #ifndef FASTCKA_EMULATE_CUDA

@@ -100,45 +100,57 @@ __device__ inline void fetch(const Rows<typename Tile::T>& rows, int64_t step, b
                              Piece<typename Tile::T>* own) {
   const int64_t feature =
       step * Tile::kStep + int(threadIdx.x) % Tile::kPiecesOfRow * Tile::kValues;
-#pragma unroll
-  for (int i = 0; i < Tile::kPieces; ++i) {
+  const auto from = [&](int i) {
     const int row = int(threadIdx.x) / Tile::kPiecesOfRow + i * Tile::kRowsApart;
-    const auto* from = rows.template at<Tile::kA>(row);
-    if (aligned) {  // whole pieces exist, or none of it
-      const bool exists = feature < rows.features;
-      copy_16(own + i * Tile::kThreads, from + (exists ? feature : 0), exists);
-    } else {
-      Piece<typename Tile::T> piece{};
+    return rows.template at<Tile::kA>(row);
+  };
+  if (aligned) {  // whole pieces exist, or none of it
+    const bool exists = feature < rows.features;
 #pragma unroll
-      for (int j = 0; j < Tile::kValues; ++j)
-        if (feature + j < rows.features) piece.value[j] = from[feature + j];
-      own[i * Tile::kThreads] = piece;
-    }
+    for (int i = 0; i < Tile::kPieces; ++i)
+      copy_16(own + i * Tile::kThreads, from(i) + (exists ? feature : 0), exists);
+    return;
   }
+  Piece<typename Tile::T> pieces[Tile::kPieces] = {};  // all on their way before one is stored
+#pragma unroll
+  for (int i = 0; i < Tile::kPieces; ++i)
+#pragma unroll
+    for (int j = 0; j < Tile::kValues; ++j)
+      if (feature + j < rows.features) pieces[i].value[j] = from(i)[feature + j];
+#pragma unroll
+  for (int i = 0; i < Tile::kPieces; ++i) own[i * Tile::kThreads] = pieces[i];
 }
 
-// The pivot under the pieces of this thread: scaled, and negative. In pairs it is rounded as values
-// are: any common row may be taken away, and near values of one type differ by one of it, exactly.
+// The pivot under the pieces of this thread.
 template <class Tile>
-__device__ inline void read_pivot(uint32_t (&minus)[Tile::kPivotWords], const float* pivots,
-                                  float scale, int64_t step) {
-  const float* from =
-      pivots + step * Tile::kStep + int(threadIdx.x) % Tile::kPiecesOfRow * Tile::kValues;
+struct Pivot {
+  Piece<float> four[Tile::kValues / 4];
+
+  // Nothing waits for it here.
+  __device__ void read(const float* pivots, int64_t step) {
+    const float* from =
+        pivots + step * Tile::kStep + int(threadIdx.x) % Tile::kPiecesOfRow * Tile::kValues;
 #pragma unroll
-  for (int j = 0; j < Tile::kValues; j += 4) {
-    const auto four = *reinterpret_cast<const Piece<float>*>(from + j);
-    if constexpr (Tile::kInPairs) {
-      const typename Tile::Op op{};
+    for (int j = 0; j < Tile::kValues / 4; ++j)
+      four[j] = reinterpret_cast<const Piece<float>*>(from)[j];
+  }
+
+  // Scaled, and negative. In pairs it is rounded as values are: any common row may be taken away,
+  // and near values of one type differ by one of it, exactly.
+  __device__ void negative(uint32_t (&minus)[Tile::kPivotWords], float scale) const {
 #pragma unroll
-      for (int i = 0; i < 4; i += 2)
-        minus[(j + i) / 2] = multiply_add(op, pack(op, -four.value[i], -four.value[i + 1]),
-                                          pack(op, scale, scale), 0);
-    } else {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) minus[j + i] = __float_as_uint(-scale * four.value[i]);
+    for (int j = 0; j < Tile::kValues; j += 2) {
+      const float one = -four[j / 4].value[j % 4], other = -four[j / 4].value[j % 4 + 1];
+      if constexpr (Tile::kInPairs) {
+        const typename Tile::Op op{};
+        minus[j / 2] = multiply_add(op, pack(op, one, other), pack(op, scale, scale), 0);
+      } else {
+        minus[j] = __float_as_uint(scale * one);
+        minus[j + 1] = __float_as_uint(scale * other);
+      }
     }
   }
-}
+};
 
 // A word of operands, of the values of a piece less the pivot.
 template <class Tile>
@@ -248,6 +260,7 @@ struct WarpSums {
 #pragma unroll
         for (int i = 0; i < 4; ++i) sums[m][n][i] = 0;
   }
+  __device__ void written() {}
   __device__ void before_barrier() {}
 
   // Of the features in a buffer.
@@ -325,8 +338,10 @@ __device__ inline void add_segments(const ProductsArgs& args, int products) {
         fetch<Tile>(rows, segment.start + i, aligned, stage(turn + i));
       commit_copies();
     }
+    Pivot<Tile> pivot;
+    pivot.read(pivots, segment.start);
     uint32_t minus[Tile::kPivotWords];
-    read_pivot<Tile>(minus, pivots, scale, segment.start);
+    pivot.negative(minus, scale);
     for (int64_t chunk = segment.start; chunk < segment.stop; chunk += Tile::kStepsOfChunk) {
       sums.clear();
       const int64_t stop =
@@ -335,13 +350,15 @@ __device__ inline void add_segments(const ProductsArgs& args, int products) {
         char* buffer = buffers + turn % 2 * Tile::kBufferBytes;
         wait_for_copies<Tile::kStages - 2>();
         centre<Tile>(stage(turn), minus, scale, buffer);
+        sums.written();
         if (step + Tile::kStages - 1 < segment.stop)
           fetch<Tile>(rows, step + Tile::kStages - 1, aligned, stage(turn + Tile::kStages - 1));
         commit_copies();
-        if (step + 1 < segment.stop) read_pivot<Tile>(minus, pivots, scale, step + 1);
+        pivot.read(pivots, step + 1 < segment.stop ? step + 1 : step);
         sums.before_barrier();
         __syncthreads();
         sums.add(buffer);
+        pivot.negative(minus, scale);
       }
       sums.keep(slot, chunk > segment.start);
     }

@@ -23,11 +23,10 @@ struct StripSums {
 #pragma unroll
     for (float& sum : second) sum = 0;
   }
+  // Before copies are asked for: they need not have come.
+  __device__ void written() { show_to_tensor_cores(); }
   // Whoever meets the others here has done with the buffer of the step before.
-  __device__ void before_barrier() {
-    wait_for_products();
-    show_to_tensor_cores();
-  }
+  __device__ void before_barrier() { wait_for_products(); }
   __device__ void add(const char* buffer) {
     const uint64_t all = matrix_at(buffer);
     constexpr uint64_t kStrip = 64 * Tile::kRowBytes / 16;  // as descriptors count: 16 bytes
@@ -74,6 +73,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) triangle_kernel(ProductsArg
     add_segments<Tile, StripSums<Tile, 0, 3>>(args, 3 * 128 * 128);
   else
     add_segments<Tile, StripSums<Tile, 1, 2>>(args, 3 * 128 * 128);
+#else
+  __trap();  // compiled for other GPUs than `products_sm90` launches it on
 #endif
 }
 

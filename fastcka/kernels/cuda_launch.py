@@ -93,14 +93,16 @@ def _finish(
     out = packed, diagonal, row_sums, summary
     k, stats = k.contiguous().flatten(0, 1), stats.contiguous()
     biased = estimator == "biased"
-    native.module.cuda_finish(k, stats, *out, sums, squares, biased, pivoted)
+    with torch.cuda.device_of(k):
+        native.module.cuda_finish(k, stats, *out, sums, squares, biased, pivoted)
 
 
 def hsic_pairs(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
     runs = max(1, min(MOST_RUNS, a.shape[1] // RUN))
     run = -(-a.shape[1] // runs)
     partials = a.new_empty(runs, len(a) * len(b))
-    native.module.cuda_hsic_pairs(a, b, out, partials, run)
+    with torch.cuda.device_of(a):
+        native.module.cuda_hsic_pairs(a, b, out, partials, run)
 
 
 def _isa() -> str:

@@ -228,6 +228,8 @@ def hsic_pairs(
     if b.device != a.device:
         raise RuntimeError(f"`a` is on {a.device} and `b` on {b.device}; move one to the other")
     out = a.new_empty(a.shape[0], b.shape[0])
+    if not (out.numel() and a.shape[1]):  # nothing for a kernel to do
+        return out.zero_()
     n = math.isqrt(2 * a.shape[1])  # or one more or less: a row is half of a matrix
     dispatch.choose("hsic_pairs", a.device, a.dtype, n, backend)(a, b, out)
     return out
