@@ -102,7 +102,7 @@ def _tests(runner, folder, deadline, op):
 
 def _options(arguments):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=9, help="start nothing after; default 9")
+    parser.add_argument("--minutes", type=float, default=8, help="start nothing after; default 8")
     parser.add_argument("--output", type=Path, help="default: bench/results/<device>.jsonl")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--smoke", action="store_true", help="tiny shapes: the code, not the speed")

@@ -5,17 +5,23 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
+from importlib.util import find_spec
 from pathlib import Path
 
 from provenance import ROOT
+
+# Most of their time is compiling; each holds a context on the GPU.
+PROCESSES = 4
 
 
 def run_gpu_tests(folder, seconds):
     """How the tests marked gpu went, in words, and whether none failed."""
     with tempfile.TemporaryDirectory() as place:
         report = Path(place) / "report.xml"
-        options = ["-q", "-m", "gpu and not slow", f"--junit-xml={report}", f"--rootdir={ROOT}"]
+        options = ["-v", "-m", "gpu and not slow", f"--junit-xml={report}", f"--rootdir={ROOT}"]
         options += ["-c", str(ROOT / "pyproject.toml"), str(folder)]
+        if find_spec("xdist"):
+            options += ["-n", str(min(PROCESSES, os.cpu_count() or 1))]
         command = [sys.executable, "-P", "-m", "pytest", *options]
         # cuBLAS is deterministic, which tests ask of torch, with a workspace of fixed size only.
         environment = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} | os.environ
@@ -23,7 +29,9 @@ def run_gpu_tests(folder, seconds):
             done = subprocess.run(
                 command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds
             )
-        except subprocess.TimeoutExpired:
+        except subprocess.TimeoutExpired as stopped:
+            said = (stopped.stdout or b"").decode(errors="replace").strip()
+            print(said, file=sys.stderr)  # which tests there were time for
             return f"stopped after {seconds:.0f} s", False
         if not report.exists():
             return f"pytest did not run: {(done.stdout + done.stderr).strip()[-300:]}", False

@@ -45,6 +45,10 @@ class CpuTimer:
         return (time.perf_counter() - start) * 1e6
 
 
+# Microseconds in which a call is enqueued, where it does not wait for the device.
+LONGEST = 20_000
+
+
 class CudaTimer:
     """A pair of events around the call, with a cold L2 and without gaps that the host makes."""
 
@@ -69,8 +73,9 @@ class CudaTimer:
         start = torch.cuda.Event(enable_timing=True)
         end = torch.cuda.Event(enable_timing=True)
         # On an idle device the events would time how fast the host enqueues. So the device spins
-        # until all is enqueued: twice as long, at some 2,000 cycles a microsecond.
-        torch.cuda._sleep(int(2_000 * (2 * enqueue_us + 50)))
+        # until all is enqueued: twice as long, at some 2,000 cycles a microsecond. A call of many
+        # milliseconds waits for the device itself, which nothing hides.
+        torch.cuda._sleep(int(2_000 * (2 * min(enqueue_us, LONGEST) + 50)))
         # Reading evicts as writing does, and leaves no dirty lines for the call to write back.
         self._other_data.sum()
         start.record()

@@ -72,6 +72,9 @@ class GramQueue:
                     'which the first batch did not do; compare with `backend="torch"`, by which '
                     "no layer waits"
                 )
+            # It may have been made on a stream of the network's own, whose memory is used again.
+            if x.is_cuda:
+                x.record_stream(torch.cuda.current_stream(x.device))
         reduce_together([(stack, row, x) for stack, row, x, _ in waiting])
 
     def clear(self) -> None:

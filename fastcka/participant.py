@@ -87,7 +87,7 @@ class Participant:
                 f"model {label!r} is spread over {', '.join(map(str, devices))}; leave out `device`"
             )
         self._home = next(iter(devices), torch.device("cpu"))
-        self.device = self._home if device is None else torch.device(device)
+        self.device = self._home if device is None else _numbered(torch.device(device))
 
     @contextmanager
     def ready(self) -> Iterator[None]:
@@ -208,6 +208,13 @@ class Participant:
             "parameters": sum(p.numel() for p in network.parameters()),
             "device": str(self.device),
         }
+
+
+def _numbered(device: torch.device) -> torch.device:
+    """Of GPUs the current one, where no number says which."""
+    if device.type == "cuda" and device.index is None and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 class Entered(AbstractContextManager):

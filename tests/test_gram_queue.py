@@ -155,12 +155,13 @@ def test_on_a_gpu_layers_wait_for_one_launch_and_give_what_torch_gives():
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # that it is a prototype
 def test_a_batch_is_added_up_without_waiting_for_the_gpu():
     layers = [torch.randn(64, p, device="cuda").half() for p in (768, 5000, 10_000)]
     sums = MinibatchCKA(["a", "b", "c"], backend="triton")
     sums.update(layers)  # compiles
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         sums.update([x + 1 for x in layers])
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -365,7 +365,8 @@ def test_fused_attention_gives_what_unfused_gives():
 
 
 @pytest.mark.gpu
-def test_a_gpu_gives_what_a_processor_gives():
+def test_a_gpu_gives_what_a_processor_gives(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     vit, x = trained_vit(), noise(3, 3, 64, 64)
     layers = [*after_residual(vit), *before_residual(vit)]
     expected = receptive_fields(vit, x, layers)

@@ -19,6 +19,7 @@ from triton.compiler import ASTSource
 from fastcka.kernels import triton_finish, triton_gram, triton_hsic, triton_launch
 from fastcka.kernels.schedule import MIDDLE, SMALL, TRIANGLE, WIDE
 from fastcka.kernels.triton_launch import GFX942, SM80, SM90, SM100
+from fastcka.kernels.triton_versions import FUSED
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Triton itself
 
@@ -53,7 +54,7 @@ def compiled(kernel, gpu, signature, constants, aligned, **options):
             for name in aligned
         },
     )
-    return triton.compile(source, target=GPUS[gpu], options=options)
+    return triton.compile(source, target=GPUS[gpu], options=options | FUSED)
 
 
 def compiled_products(target, constants, setting, dtype, aligned=True):

@@ -11,7 +11,8 @@ _library = torch.library.Library("fastcka", "DEF")
 
 
 def _define(name: str, signature: str, run, shapes) -> None:
-    _library.define(f"{name}{signature}")
+    # Tables that outlast a call would lie in the memory of a graph that the compiler records.
+    _library.define(f"{name}{signature}", tags=(torch.Tag.cudagraph_unsafe,))
     _library.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastcka::{name}", shapes, lib=_library)
 

@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
+from fastcka.kernels.triton_versions import FUSED
+
 # Examples up to which a program takes a whole matrix: of 128 the registers do not hold it.
 WHOLE = 64
 
@@ -264,15 +266,34 @@ def finish_all(
             out = packed, diagonal, row_sums, summary
             strides = *strides, summary.stride(0)
             finish_kernel[(layers,)](
-                k, stats, *out, n, blocks, *strides, BIASED=biased, **constants, num_warps=16
+                k,
+                stats,
+                *out,
+                n,
+                blocks,
+                *strides,
+                BIASED=biased,
+                **constants,
+                num_warps=16,
+                **FUSED,
             )
             return
         sums, squares = k.new_empty(2, layers, n, 2)
-        row_sums_kernel[(n, layers)](k, sums, n, COLUMNS=constants["COLUMNS"])
+        row_sums_kernel[(n, layers)](k, sums, n, COLUMNS=constants["COLUMNS"], **FUSED)
         centre_and_pack_kernel[(n, layers)](
-            k, sums, packed, diagonal, row_sums, squares, n, *strides, BIASED=biased, **constants
+            k,
+            sums,
+            packed,
+            diagonal,
+            row_sums,
+            squares,
+            n,
+            *strides,
+            BIASED=biased,
+            **constants,
+            **FUSED,
         )
         strides = diagonal.stride(0), summary.stride(0)
         summary_kernel[(layers,)](
-            squares, diagonal, stats, summary, n, blocks, *strides, **constants
+            squares, diagonal, stats, summary, n, blocks, *strides, **constants, **FUSED
         )

@@ -8,6 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
+from fastcka.kernels.triton_versions import FUSED
+
 # Pairs of a tile, entries a step, and the shortest run worth a program of its own.
 TILE, STEP, RUN = 32, 32, 2048
 # Partial results: 64 MB of 465 × 465 pairs.
@@ -66,6 +68,7 @@ def hsic_pairs(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
             run,
             TILE=TILE,
             STEP=STEP,
+            **FUSED,
         )
     torch.sum(partials, 0, out=out)
     if a is b:

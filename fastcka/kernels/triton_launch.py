@@ -27,7 +27,7 @@ from fastcka.kernels.triton_gram import (
     recentre_kernel,
     sample_kernel,
 )
-from fastcka.kernels.triton_versions import release
+from fastcka.kernels.triton_versions import FUSED, release
 
 TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 # Side of the piece that a program of `add_up_kernel` takes.
@@ -217,6 +217,7 @@ class Batch(gpu_gram.Batch):
             BLOCK=gpu_gram.BLOCK,
             PADDING=gpu_gram.PADDING,
             DECIDED=self._decided(),
+            **FUSED,
         )
         if self._decided():
             decide_kernel[(count,)](
@@ -227,6 +228,7 @@ class Batch(gpu_gram.Batch):
                 LIMIT=LIMIT[self.dtype],
                 ROWS=rows,
                 TOGETHER=TOGETHER,
+                **FUSED,
             )
 
     def launch_products(self, tile: Tile, segments, begins, partials) -> None:
@@ -246,6 +248,7 @@ class Batch(gpu_gram.Batch):
                 **constants,
                 num_warps=setting.warps,
                 num_stages=setting.stages,
+                **FUSED,
             )
 
         copy_context().run(launch)  # who has set an allocator keeps theirs
@@ -261,10 +264,11 @@ class Batch(gpu_gram.Batch):
             A=tile.rows,
             B=tile.columns,
             SIDE=SIDE,
+            **FUSED,
         )
 
     def launch_recentre(self, k: torch.Tensor) -> None:
         columns, grid = triton.next_power_of_2(self.n), (self.n, len(k))
         sums = k.new_empty(len(k), self.n, 2)
-        row_sums_kernel[grid](k, sums, self.n, COLUMNS=columns)
-        recentre_kernel[grid](k, sums, self.n, COLUMNS=columns)
+        row_sums_kernel[grid](k, sums, self.n, COLUMNS=columns, **FUSED)
+        recentre_kernel[grid](k, sums, self.n, COLUMNS=columns, **FUSED)

@@ -9,6 +9,8 @@ import torch
 OLDEST = (8, 0)
 # Compilers of Triton before end the process at products in float64 for AMD's GPUs.
 OLDEST_FOR_AMD = (3, 8)
+# Of every launch: multiplications and additions are fused, whatever Triton does unasked.
+FUSED = {"enable_fp_fusion": True}
 
 
 def obstacle(device: torch.device) -> str | None:
