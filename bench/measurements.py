@@ -1,9 +1,11 @@
 """What is measured: the device itself, and the operations of fastcka.kernels beside baselines."""
 
 import math
+import os
 import sys
 import warnings
 from functools import partial
+from unittest import mock
 
 import baselines
 import torch
@@ -88,6 +90,7 @@ def gram(runner, *, dtype=torch.float16, operand=None, data=gram_data, **case):
             lambda batch: error(batch.k),
             # On a CPU 16-bit values are multiplied in float32 where nobody asks for less.
             TOLERANCE[OPERANDS[operand] if operand else dtype if x.is_cuda else torch.float32],
+            isas=True,
         ),
         *baselines.gram(x, error),
     ]
@@ -118,6 +121,7 @@ def gram_finish(runner, *, dtype=torch.float32, **case):
             lambda kernels, backend: partial(kernels.gram_finish, layers, backend=backend),
             lambda out: relative_error(out.packed, expected),
             TOLERANCE[dtype if layers[0].is_cuda else torch.float32],
+            isas=True,
         ),
         *baselines.gram_finish(layers, error),
     ]
@@ -241,8 +245,11 @@ def speed_table(runner, op):
     runner.rows.add(op=op, variant="fastcka", note=table.name)
 
 
-def _ours(runner, call, error, tolerance):
-    """A variant for every backend of fastcka; those that cannot run here carry the reason."""
+def _ours(runner, call, error, tolerance, isas=False):
+    """A variant for every backend of fastcka; those that cannot run here carry the reason.
+
+    isas: whether the call multiplies, which a GPU may do by instructions that are taken by name.
+    """
     try:
         from fastcka import kernels
         from fastcka.kernels import dispatch
@@ -255,7 +262,14 @@ def _ours(runner, call, error, tolerance):
             continue  # it is for GPUs
         version = None if obstacle else call(kernels, backend)
         variants.append(Variant(f"fastcka:{backend}", version, error, tolerance, 0, obstacle))
+        if isas and version and backend == "native" and _has_wgmma(runner.device):
+            by_wgmma = mock.patch.dict(os.environ, FASTCKA_GPU_ISA="wgmma")(version)
+            variants.append(Variant("fastcka:native:wgmma", by_wgmma, error, tolerance))
     return variants
+
+
+def _has_wgmma(device):
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
 def _first_rows_error(out, expected):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastcka.kernels import dispatch, speed
+from fastcka.kernels import cuda_launch, dispatch, speed
 
 # Deterministic mode asks this of cuBLAS.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -52,10 +52,26 @@ def same_start(monkeypatch, tmp_path_factory):
 def version(request):
     """A backend and the device it runs on, in force for the test."""
     backend, device = request.param
+    check_that_runs(backend, device)
+    with dispatch.using(backend):
+        yield torch.device(device)
+
+
+@pytest.fixture(params=[("triton", None), *(("native", isa) for isa in cuda_launch.ISAS)])
+def gpu_kernels(request, monkeypatch):
+    """What multiplies on a GPU, in force for the test."""
+    backend, isa = request.param
+    if isa == "wgmma" and torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("wgmma is an instruction of compute capability 9.0")
+    monkeypatch.setenv("FASTCKA_GPU_ISA", isa or "")
+    check_that_runs(backend, "cuda")
+    with dispatch.using(backend):
+        yield
+
+
+def check_that_runs(backend, device):
     reason = dispatch.obstacle(backend, torch.device(device))
     if reason and reason.endswith("built without CUDA"):
         pytest.skip(reason)
     if reason:
         pytest.fail(f"{backend} on {device}: {reason}")
-    with dispatch.using(backend):
-        yield torch.device(device)

@@ -1,18 +1,12 @@
-"""What only a GPU can show of the Triton kernels."""
+"""What only a GPU can show of the kernels in Triton and CUDA."""
 
 import pytest
 import torch
 from tolerance import CKA, HSIC, OPERAND, UNIT, assert_close
 
-from fastcka.kernels import dispatch, gram_finish, hsic_pairs
+from fastcka.kernels import gram_finish, hsic_pairs
 
-pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(autouse=True)
-def by_triton():
-    with dispatch.using("triton"):
-        yield
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("gpu_kernels")]
 
 
 def some(n, p, dtype=torch.float16, mean=0.0):
