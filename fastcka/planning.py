@@ -113,7 +113,7 @@ def plan(run: Callable, /, *arguments, **options) -> Plan:
         RuntimeError: the system does not tell the memory of a process.
         As `run`: what it refuses, it refuses here.
 
-    Where processes decode images, as many batches as they decode ahead are read and not run. A
+    Where processes decode images, some more batches than they decode ahead are read and not run. A
     loader that draws its order from a generator of its own will give another one afterwards.
 
     >>> import fastcka, torch

@@ -259,41 +259,23 @@ def finish_all(
     k, stats = k.contiguous(), stats.contiguous()
     blocks = stats.shape[1]
     strides = packed.stride(0), diagonal.stride(0), row_sums.stride(0)
-    constants = {"PIVOTED": pivoted, "COLUMNS": triton.next_power_of_2(n)}
+    columns = triton.next_power_of_2(n)
+    constants = {"PIVOTED": pivoted, "COLUMNS": columns} | FUSED
     biased = estimator == "biased"
     with torch.cuda.device_of(k):
         if n <= WHOLE:
             out = packed, diagonal, row_sums, summary
             strides = *strides, summary.stride(0)
             finish_kernel[(layers,)](
-                k,
-                stats,
-                *out,
-                n,
-                blocks,
-                *strides,
-                BIASED=biased,
-                **constants,
-                num_warps=16,
-                **FUSED,
+                k, stats, *out, n, blocks, *strides, BIASED=biased, **constants, num_warps=16
             )
             return
         sums, squares = k.new_empty(2, layers, n, 2)
-        row_sums_kernel[(n, layers)](k, sums, n, COLUMNS=constants["COLUMNS"], **FUSED)
+        row_sums_kernel[(n, layers)](k, sums, n, COLUMNS=columns, **FUSED)
         centre_and_pack_kernel[(n, layers)](
-            k,
-            sums,
-            packed,
-            diagonal,
-            row_sums,
-            squares,
-            n,
-            *strides,
-            BIASED=biased,
-            **constants,
-            **FUSED,
+            k, sums, packed, diagonal, row_sums, squares, n, *strides, BIASED=biased, **constants
         )
         strides = diagonal.stride(0), summary.stride(0)
         summary_kernel[(layers,)](
-            squares, diagonal, stats, summary, n, blocks, *strides, **constants, **FUSED
+            squares, diagonal, stats, summary, n, blocks, *strides, **constants
         )

@@ -167,7 +167,7 @@ def _environment():
     return environment
 
 
-def breaks(name: str):
+def breaks(name: str) -> str:
     """A name that goes on in the next line behind its parts, in HTML.
 
     >>> print(breaks("vit_mini.shape"), breaks("MlpMixer"), breaks("0.5 of a & b"))
