@@ -55,3 +55,9 @@ def test_nothing_gives_zeros_or_nothing(version, rows, length):
     a = torch.empty(rows, length, dtype=torch.float64, device=version)
     b = torch.empty(3, length, dtype=torch.float64, device=version)
     assert torch.equal(hsic_pairs(a, b).cpu(), torch.zeros(rows, 3, dtype=torch.float64))
+
+
+def test_rows_of_two_lengths_are_refused(version):
+    a, b = (torch.zeros(2, length, dtype=torch.float64, device=version) for length in (0, 5))
+    with pytest.raises(ValueError, match="`a` has rows of 0 entries and `b` of 5"):
+        hsic_pairs(a, b)

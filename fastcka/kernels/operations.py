@@ -208,8 +208,8 @@ def hsic_pairs(
         [L, M] float64.
 
     Raises:
-        TypeError: a stack is not float64. ValueError: its rows are not dense. RuntimeError: they
-            are on different devices.
+        TypeError: a stack is not float64. ValueError: its rows are not dense, or those of the two
+            differ in length. RuntimeError: they are on different devices.
 
     Cost: 2·L·M·m flop.
 
@@ -225,6 +225,11 @@ def hsic_pairs(
     for name, stack in (("a", a), ("b", b)):
         if stack.shape[1] > 1 and stack.stride(1) != 1:
             raise ValueError(f"`{name}` must be dense along its rows; use {name}.contiguous()")
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(
+            f"`a` has rows of {a.shape[1]} entries and `b` of {b.shape[1]}: give stacks of the "
+            "same examples and estimator"
+        )
     if b.device != a.device:
         raise RuntimeError(f"`a` is on {a.device} and `b` on {b.device}; move one to the other")
     out = a.new_empty(a.shape[0], b.shape[0])
