@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fastcka
 from fastcka import CKAWarning, Tap
+from fastcka.participant import Participant
 
 # The number
 
@@ -199,6 +200,12 @@ def test_a_model_that_was_moved_is_moved_back(fails, monkeypatch):
     except RuntimeError:
         assert fails
     assert moves == ["cpu:0", "cpu"]
+
+
+def test_a_gpu_without_a_number_is_the_current_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert Participant("a", net(), "leaves", device="cuda").device == torch.device("cuda:1")
 
 
 @pytest.mark.gpu

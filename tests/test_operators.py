@@ -32,6 +32,11 @@ def test_operators_keep_the_rules_of_torch(number):
     torch.library.opcheck(getattr(torch.ops.fastcka, name).default, arguments, test_utils=tests)
 
 
+def test_operators_stay_out_of_graphs_whose_memory_is_used_again():
+    for name in ("gram", "finish", "gram_finish", "hsic_pairs"):
+        assert torch.Tag.cudagraph_unsafe in getattr(torch.ops.fastcka, name).default.tags
+
+
 class Tapped(nn.Module):
     """A network whose hooks reduce what its layers return."""
 
